@@ -1,0 +1,69 @@
+"""autofit: Maximal Update Parametrization (muP) for any PyTorch model, without hand edits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autofit.api import Analysis, analyze, muify
+    from autofit.errors import (
+        AutofitError,
+        BaseError,
+        CaptureError,
+        DimensionError,
+        ExampleError,
+        LoweringError,
+        OptimizerError,
+        PlanError,
+        TargetError,
+        VerificationError,
+    )
+    from autofit.plan import Plan
+
+__version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(("Analysis", "analyze", "muify"), "autofit.api"),
+    **dict.fromkeys(
+        (
+            "AutofitError",
+            "BaseError",
+            "CaptureError",
+            "DimensionError",
+            "ExampleError",
+            "LoweringError",
+            "OptimizerError",
+            "PlanError",
+            "TargetError",
+            "VerificationError",
+        ),
+        "autofit.errors",
+    ),
+    "Plan": "autofit.plan",
+}
+
+__all__ = [
+    "Analysis",
+    "AutofitError",
+    "BaseError",
+    "CaptureError",
+    "DimensionError",
+    "ExampleError",
+    "LoweringError",
+    "OptimizerError",
+    "Plan",
+    "PlanError",
+    "TargetError",
+    "VerificationError",
+    "analyze",
+    "muify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use (PEP 562): ``import autofit`` alone does not load torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'autofit' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

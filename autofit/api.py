@@ -1,0 +1,280 @@
+"""The public calls: `analyze` and `muify`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from autofit import lowering, optim
+from autofit.bases import read_base
+from autofit.capture import capture
+from autofit.dims import Dims
+from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
+from autofit.measure import spreads
+from autofit.passes.assign_roles import AssignRoles
+from autofit.passes.infer_dims import InferDims
+from autofit.passes.make_plan import MakePlan
+from autofit.passes.place_multipliers import PlaceMultipliers
+from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
+from autofit.plan import Plan
+from autofit.report import render, to_json
+from autofit.roles import Roles
+from autofit.verify import verify_program, verify_values
+
+Base = int | nn.Module | Callable[[], nn.Module] | Mapping[str, float] | str | os.PathLike[str]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found in a model, and what follows for its optimizer.
+
+    Attributes:
+        model: the model; rewritten if it came from `muify`, untouched if from `analyze`.
+        plan: roles, factors and multipliers, as data.
+        roles: the dataflow facts behind the plan.
+        applied: whether the plan was applied to the model.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: Plan
+    roles: Roles = field(repr=False)
+    applied: bool
+
+    def param_groups(
+        self,
+        optimizer: str | type,
+        lr: float,
+        weight_decay: float | None = None,
+        eps: float | None = None,
+        *,
+        scale_eps: bool = True,
+        groups: Iterable[Mapping[str, Any]] | None = None,
+        per_parameter: optim.Exception_ | None = None,
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups, one per distinct setting, in the order of ``model.parameters()``.
+
+        Args:
+            optimizer: ``"adam"``, ``"adamw"``, ``"sgd"`` or their torch classes.
+            lr, weight_decay, eps: values tuned at the base width; ``None`` is the optimizer's default.
+            scale_eps: ``False`` leaves eps alone, as the ``mup`` package does.
+            groups: your own groups; their settings stay and are split where muP needs it.
+            per_parameter: ``(name, parameter) -> settings or None`` for single parameters.
+
+        Raises:
+            OptimizerError: unknown optimizer, bad number, or groups that miss or repeat parameters.
+        """
+        return optim.param_groups(
+            self.model,
+            self.plan,
+            optimizer,
+            lr,
+            weight_decay,
+            eps,
+            scale_eps=scale_eps,
+            groups=groups,
+            per_parameter=per_parameter,
+        )
+
+    def optimizer(
+        self,
+        optimizer: str | type,
+        lr: float,
+        weight_decay: float | None = None,
+        eps: float | None = None,
+        *,
+        scale_eps: bool = True,
+        groups: Iterable[Mapping[str, Any]] | None = None,
+        per_parameter: optim.Exception_ | None = None,
+        **settings: Any,
+    ) -> torch.optim.Optimizer:
+        """An instance of the optimizer class with muP groups; ``settings`` go to its constructor.
+
+        Raises:
+            OptimizerError: as `param_groups`.
+        """
+        cls, _ = optim.optimizer_class(optimizer)
+        made = self.param_groups(
+            optimizer,
+            lr,
+            weight_decay,
+            eps,
+            scale_eps=scale_eps,
+            groups=groups,
+            per_parameter=per_parameter,
+        )
+        result: torch.optim.Optimizer = cls(made, lr=lr, **settings)
+        return result
+
+    def base(self) -> dict[str, float]:
+        """Base size of every dimension that can grow, in elements."""
+        return dict(self.plan.base)
+
+    def save_base(self, path: str | os.PathLike[str]) -> None:
+        """Write `base` as a small JSON file, which ``base=path`` reads for a model of any depth."""
+        Path(path).write_text(json.dumps(self.base(), indent=2) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole report as plain data."""
+        return to_json(self.plan, self.roles)
+
+    def __str__(self) -> str:
+        return render(self.plan, self.roles, self.model)
+
+
+def analyze(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    base: Base = 256,
+    scheme: str = "mup",
+    init: Literal["auto", "keep"] = "auto",
+    strict: bool = True,
+    bottleneck: Literal["hidden", "output"] = "hidden",
+    grow: Literal["heads", "head_dim"] = "heads",
+    progress: Progress | None = None,
+) -> Analysis:
+    """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
+    say = progress or (lambda stage: None)
+    _check_options(model, init=init, bottleneck=bottleneck, grow=grow)
+    if lowering.is_muified(model):
+        raise LoweringError(
+            "this model is already muified",
+            todo="use the object that muify returned; a plan is made from an untouched model",
+        )
+    say("capture")
+    dims = InferDims()(capture(model, example))
+    say("base")
+    growth = _resolve(base, example, grow, dims)
+    say("roles")
+    roles = AssignRoles(strict=strict)(growth)
+    say("plan")
+    carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
+    make = MakePlan(
+        carriers=carriers,
+        spreads=spreads(model),
+        scheme=scheme,
+        bottleneck=bottleneck,
+        init=init,
+        constants=_init_constants(model),
+    )
+    return Analysis(model, make(roles), roles, applied=False)
+
+
+def muify(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    base: Base = 256,
+    scheme: str = "mup",
+    init: Literal["auto", "keep"] = "auto",
+    strict: bool = True,
+    bottleneck: Literal["hidden", "output"] = "hidden",
+    grow: Literal["heads", "head_dim"] = "heads",
+    progress: Progress | None = None,
+) -> Analysis:
+    """Rewrite a model in place so that it trains in muP, and prove that the rewrite is what was planned.
+
+    Class, forward, state_dict keys and ties stay. Multipliers become small hooks on module boundaries, and
+    initial values are rescaled in place. If anything fails the model is left exactly as it was.
+
+    Args:
+        model: any module.
+        example: input for one forward pass: a tensor, tuple of arguments or dict of keyword arguments;
+            ``None`` infers it from a transformers configuration or from the first layer.
+        base: where the width is 1x: base size of the main dimension (the one the readout contracts), a
+            second, narrower model or a factory of one, a mapping ``{dimension: size}``, or the path of a
+            saved base (JSON) or of mup's ``.bsh``.
+        scheme: parametrization; ``"mup"``.
+        init: ``"auto"`` rescales initial values, ``"keep"`` touches none.
+        strict: refuse where an answer would be a guess.
+        bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
+        grow: under a numeric base, whether the number of ``"heads"`` or the ``"head_dim"`` grows.
+        progress: called with the name of each stage.
+
+    Returns:
+        The analysis; its ``model`` is the same object, rewritten.
+
+    Raises:
+        AutofitError: one of its subclasses says what is wrong, where, and what to do.
+    """
+    found = analyze(
+        model,
+        example,
+        base=base,
+        scheme=scheme,
+        init=init,
+        strict=strict,
+        bottleneck=bottleneck,
+        grow=grow,
+        progress=progress,
+    )
+    say = progress or (lambda stage: None)
+    with lowering.all_or_nothing(model, found.plan):
+        say("rewrite")
+        lowering.install(model, found.plan)
+        if any(s.multiplier != 1 and s.carrier.place != "weight" for s in found.plan.sites):
+            say("verify")
+            again = InferDims()(capture(model, example))
+            verify_program(found.roles, again, found.plan)
+        before = spreads(model)
+        lowering.rescale(model, found.plan)
+        verify_values(found.plan, before, spreads(model))
+    return Analysis(model, found.plan, found.roles, applied=True)
+
+
+def _check_options(model: object, **options: str) -> None:
+    allowed = {"init": ("auto", "keep"), "bottleneck": ("hidden", "output"), "grow": ("heads", "head_dim")}
+    if not isinstance(model, nn.Module):
+        raise AutofitError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    for key, value in options.items():
+        if value not in allowed[key]:
+            raise PlanError(f"{key}={value!r}", todo=f"choose one of: {', '.join(allowed[key])}")
+
+
+def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], dims: Dims) -> Any:
+    if callable(base) and not isinstance(base, nn.Module):
+        made = base()
+        if not isinstance(made, nn.Module):
+            raise BaseError(f"base() returned a {type(made).__name__}, not a torch.nn.Module")
+        base = made
+    if isinstance(base, nn.Module):
+        if lowering.is_muified(base):
+            raise BaseError("the base model is already muified", todo="pass an untouched model as base")
+        second = BaseModel(InferDims()(capture(base, example)), {n: s.std for n, s in spreads(base).items()})
+        return ResolveBase(second, grow)(dims)
+    if isinstance(base, str | os.PathLike):
+        loaded = read_base(Path(base))
+        if loaded.kind == "shapes":
+            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims)
+        return ResolveBase(loaded.sizes, grow, str(base))(dims)
+    if isinstance(base, Mapping):
+        return ResolveBase(base, grow)(dims)
+    if isinstance(base, bool) or not isinstance(base, int | float):
+        raise BaseError(
+            f"base is a {type(base).__name__}",
+            todo="pass a number, a model, a function that makes one, a mapping, or the path of a base file",
+        )
+    return ResolveBase(base, grow)(dims)  # type: ignore[arg-type]
+
+
+def _init_constants(model: nn.Module) -> tuple[float, ...]:
+    """Standard deviations that a configuration names: floats between 0 and 1 with ``init`` in their field."""
+    config = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    return tuple(
+        float(v)
+        for k, v in values.items()
+        if isinstance(v, float) and 0 < v <= 1 and math.isfinite(v) and ("init" in k or "std" in k)
+    )
+
+
+__all__ = ["Analysis", "analyze", "muify"]

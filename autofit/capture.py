@@ -1,0 +1,265 @@
+"""From a live module to a Program: ``torch.export`` on fake tensors, and nothing of the model touched."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from autofit.errors import AutofitError, CaptureError, ExampleError
+from autofit.examples import Example, candidate_examples, normalize
+from autofit.program import Parameter, Program, storage_key
+
+
+def capture(model: nn.Module, example: Any = None) -> Program:
+    """Capture a model's forward pass as one FX graph of ATen ops.
+
+    No parameter or buffer is read, allocated or changed: tensors are faked, and mode, RNG and plain
+    attributes are put back whatever happens.
+
+    Args:
+        model: any module, on any device including ``meta``.
+        example: ``None`` (inferred), a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Returns:
+        The program, with every parameter once.
+
+    Raises:
+        ExampleError: no example given and none inferable, or forward rejects it.
+        CaptureError: forward runs but cannot be captured as one graph.
+    """
+    attempts = [normalize(example)] if example is not None else candidate_examples(model)
+    failure: AutofitError | None = None
+    for attempt in attempts:
+        try:
+            return _capture_once(model, attempt)
+        except (ExampleError, CaptureError) as error:
+            failure = failure or error
+    if failure is None:
+        raise ExampleError(
+            f"no example input was given for {type(model).__name__}, and none could be inferred",
+            where="the model has no configuration with known inputs and no recognisable first layer",
+            todo="pass example=(tensor, ...) or example={'name': tensor, ...}, as you would call the model",
+        )
+    raise failure
+
+
+def _capture_once(model: nn.Module, example: Example) -> Program:
+    with untouched(model):
+        try:
+            exported = _export(model, example)
+            front_end = "torch.export"
+        except Exception as first:
+            with _eval_mode(model):
+                try:
+                    exported = _export(model, example)
+                except Exception:
+                    raise _explain_failure(model, example, first) from first
+            front_end = "torch.export in eval mode (the training-mode forward has data-dependent control flow)"
+    module = fx.GraphModule(exported.graph_module, exported.graph)
+    _inline_regions(module)
+    parameters = _merge_ties(model, module, exported)
+    known = {p.node for p in parameters}
+    specs = {s.arg.name: s.kind.name for s in exported.graph_signature.input_specs}
+    inputs = tuple(
+        n.name
+        for n in module.graph.nodes
+        if n.op == "placeholder" and n.name not in known and specs.get(n.name) == "USER_INPUT"
+    )
+    config = getattr(model, "config", None)
+    return Program(
+        module=module,
+        parameters=parameters,
+        inputs=inputs,
+        front_end=front_end,
+        model_name=type(model).__name__,
+        config=_numbers(config.to_dict()) if hasattr(config, "to_dict") else {},
+        constants={
+            spec.arg.name: float(exported.constants[spec.target])
+            for spec in exported.graph_signature.input_specs
+            if spec.kind.name == "CONSTANT_TENSOR"
+            and isinstance(value := exported.constants.get(spec.target), torch.Tensor)
+            and value.numel() == 1
+            and value.device.type != "meta"
+            and not value.is_complex()
+        },
+        notes=(f"example inferred: {example}",) if example.inferred else (),
+    )
+
+
+def _export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, example.args, example.kwargs, strict=False)
+
+
+def _explain_failure(model: nn.Module, example: Example, error: Exception) -> AutofitError:
+    """Tell a forward that is wrong from one that only resists capture."""
+    reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+    line = _user_frame(error)
+    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+        return CaptureError(
+            f"{type(model).__name__} decides its control flow from tensor values: {reason}",
+            where=line,
+            todo="move the decision out of forward, or pass an example and mode that avoid this branch",
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._export", "torch.export", "torch.fx")):
+        return CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {reason}",
+            where=line,
+            todo="pass example= with tensors only, or simplify the construct at this line",
+        )
+    return ExampleError(
+        f"forward of {type(model).__name__} failed on the example ({example}): "
+        f"{type(error).__name__}: {reason}",
+        where=line,
+        todo="pass example= with the arguments that your training loop passes to the model",
+    )
+
+
+def _user_frame(error: Exception) -> str | None:
+    frames = []
+    trace = error.__traceback__
+    while trace:
+        code = trace.tb_frame.f_code
+        frames.append((code.co_filename, trace.tb_lineno, code.co_name))
+        trace = trace.tb_next
+    outside = [f for f in frames if "/torch/" not in f[0] and "/autofit/" not in f[0]]
+    if not outside:
+        return None
+    file, number, function = outside[-1]
+    return f"{file}:{number} in {function}"
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back every attribute, list, mode and random state that running ``model`` may change."""
+    saved = []
+    for module in model.modules():
+        contents = {
+            k: (v, v.copy()) if isinstance(v, dict | list | set) else (v, None)
+            for k, v in module.__dict__.items()
+        }
+        saved.append((module, contents))
+    cpu_state, python_state = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        random.setstate(python_state)
+        for module, contents in saved:
+            for name in [k for k in module.__dict__ if k not in contents]:
+                del module.__dict__[name]
+            for name, (value, copy) in contents.items():
+                module.__dict__[name] = value
+                if copy is not None and list(value) != list(copy) or isinstance(value, dict):
+                    value.clear()
+                    value.update(copy) if isinstance(value, dict | set) else value.extend(copy)
+                elif copy is not None and isinstance(value, list):
+                    value[:] = copy
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        for module, _ in modes:
+            module.__dict__["training"] = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.__dict__["training"] = mode
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Replace ``wrap_with_set_grad_enabled(flag, region, *inputs)`` by the nodes of its region."""
+    graph = module.graph
+    while True:
+        regions = [
+            n
+            for n in graph.nodes
+            if n.op == "call_function"
+            and getattr(n.target, "__name__", "") in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+        ]
+        if not regions:
+            break
+        for node in regions:
+            at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+            reference = node.args[at]
+            region = getattr(module, str(reference.target))
+            mapping = dict(
+                zip([n for n in region.graph.nodes if n.op == "placeholder"], node.args[at + 1 :], strict=True)
+            )
+            with graph.inserting_before(node):
+                for inner in region.graph.nodes:
+                    if inner.op in ("call_function", "get_attr"):
+                        if inner.op == "get_attr":
+                            setattr(module, f"{reference.target}_{inner.target}", getattr(region, inner.target))
+                        mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
+                        if inner.op == "get_attr":
+                            mapping[inner].target = f"{reference.target}_{inner.target}"
+                    elif inner.op == "output":
+                        results = fx.map_arg(inner.args[0], mapping.__getitem__)
+            for user in list(node.users):
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+            if not reference.users:
+                graph.erase_node(reference)
+    graph.lint()
+    module.recompile()
+
+
+def _merge_ties(
+    model: nn.Module, module: fx.GraphModule, exported: torch.export.ExportedProgram
+) -> tuple[Parameter, ...]:
+    """One Parameter per storage; the graph reads each storage through one placeholder."""
+    placeholders = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}
+    node_of = {
+        spec.target: placeholders[spec.arg.name]
+        for spec in exported.graph_signature.input_specs
+        if spec.kind.name == "PARAMETER" and spec.arg.name in placeholders
+    }
+    named: dict[tuple[Any, ...], list[tuple[str, nn.Parameter]]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        named.setdefault(storage_key(p), []).append((name, p))
+    merged = []
+    for group in named.values():
+        names = tuple(name for name, _ in group)
+        nodes = [node_of[n] for n in names if n in node_of]
+        for other in nodes[1:]:
+            other.replace_all_uses_with(nodes[0])
+        first = group[0][1]
+        merged.append(
+            Parameter(
+                name=names[0],
+                names=names,
+                shape=tuple(first.shape),
+                node=nodes[0].name if nodes and nodes[0].users else None,
+                trainable=first.requires_grad,
+            )
+        )
+    return tuple(merged)
+
+
+def _numbers(config: dict[str, Any], prefix: str = "") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key, value in config.items():
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            found[prefix + str(key)] = value
+        elif isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and 0 < len(value) <= 16:
+            found |= {
+                f"{prefix}{key}[{i}]": v
+                for i, v in enumerate(value)
+                if isinstance(v, int) and not isinstance(v, bool)
+            }
+    return found

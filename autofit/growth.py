@@ -1,0 +1,95 @@
+"""Which dimensions grow, and from what base size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+from autofit.dims import Cell, Dims
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension that can grow, as a person would name it.
+
+    Attributes:
+        name: unique readable name: a config field where exactly one has this value, else ``label``.
+        label: module path of the first parameter that has it, layer indices folded to ``*``.
+        aliases: every config field with this value.
+        size: number of elements in this model.
+        base: number of elements in the base model; may be a fraction for a numeric base.
+        grows: whether plans treat it as a width.
+        reason: why it grows or stays fixed.
+        cells: serials of the cells that are this dimension.
+    """
+
+    name: str
+    label: str
+    aliases: tuple[str, ...]
+    size: int
+    base: float
+    grows: bool
+    reason: str
+    cells: frozenset[int]
+
+    @property
+    def ratio(self) -> float:
+        """Width multiplier ``size / base``, dimensionless."""
+        return self.size / self.base
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Dimensions with base sizes.
+
+    Attributes:
+        dims: the axes.
+        dimensions: all dimensions that can grow.
+        base_kind: where the base came from, in words.
+        main: name of the dimension that a numeric base speaks of.
+        constants: scalar constants of both captures by (node, argument) where a second model was aligned,
+            as (this model, base model).
+        base_std: measured init of the base model by parameter name, if one was given with values.
+        notes: remarks for the report.
+    """
+
+    dims: Dims
+    dimensions: tuple[Dimension, ...]
+    base_kind: str
+    main: str | None
+    constants: dict[tuple[str, str], tuple[float, float]] | None = None
+    base_std: dict[str, float] | None = None
+    notes: tuple[str, ...] = ()
+    _by_cell: dict[int, Dimension] = field(default_factory=dict, repr=False, compare=False)
+
+    def dimension(self, cell: Cell) -> Dimension | None:
+        """The dimension of an indivisible cell, or ``None`` if it is fixed for good."""
+        if not self._by_cell:
+            self._by_cell.update({c: d for d in self.dimensions for c in d.cells})
+        return self._by_cell.get(self.dims.axes.find(cell).serial)
+
+    def base_size(self, cell: Cell) -> float:
+        """Size of an axis in the base model: products multiply, concatenations add."""
+        axes = self.dims.axes
+        root = axes.find(cell)
+        if root.kind == "product":
+            return prod(self.base_size(p) for p in root.parts)
+        if root.kind == "cat":
+            return sum(self.base_size(p) for p in root.parts)
+        known = self.dimension(root)
+        return known.base if known else root.size
+
+    def ratio(self, cell: Cell) -> float:
+        """Growth of an axis, dimensionless."""
+        base = self.base_size(cell)
+        return 1.0 if base == cell.size else cell.size / base
+
+    def grows(self, cell: Cell) -> bool:
+        """Whether any part of an axis is a width."""
+        return any((d := self.dimension(a)) is not None and d.grows for a in self.dims.axes.atoms(cell))
+
+    def __str__(self) -> str:
+        lines = [f"Growth of {self.dims.program.model_name}, base: {self.base_kind}"]
+        for d in self.dimensions:
+            lines.append(f"  {d.name}: {d.size} / {d.base:g} {'grows' if d.grows else 'fixed'}: {d.reason}")
+        return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""Apply a plan to the live model: multipliers at module boundaries, initial values rescaled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autofit.errors import LoweringError
+from autofit.plan import Plan
+from autofit.program import storage_key
+
+MARK = "_autofit"
+
+
+def _scale(value: torch.Tensor, factor: float, runs: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    """Multiply a tensor, or runs of its last axis."""
+    if not runs:
+        return value * factor
+    parts, at = [], 0
+    for start, stop in runs:
+        if start > at:
+            parts.append(value[..., at:start])
+        parts.append(value[..., start:stop] * factor)
+        at = stop
+    if at < value.shape[-1]:
+        parts.append(value[..., at:])
+    return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class ScaleInput:
+    """Forward pre-hook: multiplies the first tensor argument."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (args[0] * self.factor, *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: kwargs[name] * self.factor}
+
+
+@dataclass(frozen=True)
+class ScaleKey:
+    """Forward pre-hook of ``nn.MultiheadAttention``: multiplies the key's input and not the value's."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > 1:
+            return (args[0], args[1] * self.factor, *args[2:]), kwargs
+        return args, {**kwargs, "key": kwargs["key"] * self.factor}
+
+
+@dataclass(frozen=True)
+class ScaleOutput:
+    """Forward hook: multiplies the output, or runs of its last axis."""
+
+    factor: float
+    runs: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return _scale(output, self.factor, self.runs)
+
+
+HOOKS = (ScaleInput, ScaleKey, ScaleOutput)
+
+
+def is_muified(model: nn.Module) -> bool:
+    """Whether a plan has been applied to this model."""
+    return MARK in model.__dict__ or any(hook for m in model.modules() for hook in _hooks(m))
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    every = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [h for h in every if isinstance(h, HOOKS)]
+
+
+def install(model: nn.Module, plan: Plan) -> None:
+    """Put the plan's multipliers on the model's modules, each once, and mark the model.
+
+    Raises:
+        LoweringError: the model is already muified, or lacks a module of the plan.
+    """
+    if is_muified(model):
+        raise LoweringError(
+            "this model is already muified: a second application would square every multiplier",
+            todo="use the object that the first muify returned, or start from a fresh model",
+        )
+    modules = dict(model.named_modules(remove_duplicate=False))
+    done: set[tuple[str, str]] = set()
+    for site in plan.sites:
+        place, path = site.carrier.place, site.carrier.path
+        if place in ("none", "weight") or site.multiplier == 1 or (place, path) in done:
+            continue
+        done.add((place, path))
+        if path not in modules:
+            raise LoweringError(f"the plan has a multiplier on {path}, which this model lacks")
+        module = modules[path]
+        if place == "input":
+            module.register_forward_pre_hook(ScaleInput(site.multiplier), with_kwargs=True)
+        elif place == "key":
+            module.register_forward_pre_hook(ScaleKey(site.multiplier), with_kwargs=True)
+        else:
+            module.register_forward_hook(ScaleOutput(site.multiplier, site.carrier.indices))
+    model.__dict__[MARK] = {"scheme": plan.scheme, "base": dict(plan.base)}
+
+
+def uninstall(model: nn.Module) -> None:
+    """Take all multipliers and the mark off again."""
+    for module in model.modules():
+        for registry, flags in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for key in [k for k, h in registry.items() if isinstance(h, HOOKS)]:
+                del registry[key]
+                flags.pop(key, None)
+    model.__dict__.pop(MARK, None)
+
+
+@torch.no_grad()
+def rescale(model: nn.Module, plan: Plan) -> None:
+    """Multiply initial values by the plan's factors, each tensor once; a factor of one touches nothing."""
+    by_storage: dict[Any, nn.Parameter] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        key = storage_key(p)
+        if key in by_storage or name not in plan.parameters:
+            continue
+        by_storage[key] = p
+        factor = plan.parameters[name].init_factor
+        if factor != 1.0 and p.device.type != "meta":
+            p.mul_(factor)
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """If the block fails, or is interrupted, put back values, multipliers and mark.
+
+    Only tensors that the plan rescales are kept aside.
+    """
+    was_muified = is_muified(model)
+    kept = [
+        (p, p.detach().clone())
+        for name, p in model.named_parameters()
+        if name in plan.parameters and plan.parameters[name].init_factor != 1.0 and p.device.type != "meta"
+    ]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for p, values in kept:
+                p.copy_(values)
+        if not was_muified:
+            uninstall(model)
+        raise

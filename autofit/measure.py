@@ -1,0 +1,128 @@
+"""Measure initial values, and tell whether their std follows the width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from autofit.program import storage_key
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Distribution of one parameter's values.
+
+    Attributes:
+        std: root mean square around the mean.
+        mean: mean value.
+        bound: largest absolute value.
+        count: number of values.
+    """
+
+    std: float
+    mean: float
+    bound: float
+    count: int
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the largest value is where a centred uniform distribution of this std ends."""
+        return self.count >= 8 and self.std > 0 and self.bound <= self.std * math.sqrt(3) * (1 + 2 * self.error)
+
+    @property
+    def error(self) -> float:
+        """Relative sampling error of the std, one sigma."""
+        return 0.75 / math.sqrt(max(self.count, 1))
+
+
+def spreads(model: nn.Module) -> dict[str, Spread]:
+    """Spread of every parameter that holds values, by its first name; nothing is changed."""
+    found: dict[str, Spread] = {}
+    seen: set[object] = set()
+    for name, p in model.named_parameters(remove_duplicate=False):
+        key = storage_key(p)
+        if key in seen or p.device.type == "meta" or p.numel() == 0 or not p.is_floating_point():
+            continue
+        seen.add(key)
+        values = p.detach()
+        low = values.dtype in (torch.float16, torch.bfloat16)
+        values = values.float() if low else values
+        std, mean = torch.std_mean(values, correction=0)
+        found[name] = Spread(float(std), float(mean), float(values.abs().max()), p.numel())
+    return found
+
+
+@dataclass(frozen=True)
+class Fan:
+    """A size that an init law may follow.
+
+    Attributes:
+        name: what it is, for the report.
+        size: elements.
+        ratio: its growth.
+    """
+
+    name: str
+    size: float
+    ratio: float
+
+
+GAINS = {"1/sqrt(3)": 1 / math.sqrt(3), "1": 1.0, "sqrt(2)": math.sqrt(2), "5/3": 5 / 3}
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a std depends on width.
+
+    Attributes:
+        name: in words.
+        growth: factor by which the std of the base exceeds the std here: ``ratio^(1/2)`` for a fan law.
+    """
+
+    name: str
+    growth: float
+
+
+def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterable[float]) -> Law:
+    """Decide whether a measured std is a constant or follows a fan (RULES 5).
+
+    A normal distribution whose std is one of the model's own configured constants, or a round number, is a
+    constant; otherwise the nearest of the Kaiming, Xavier and torch-default laws within sampling error.
+
+    Args:
+        spread: measured values.
+        fans: sizes that the std may follow.
+        depth: number of repeated layers, for residual-branch factors ``depth^-1/2`` and ``(2 depth)^-1/2``.
+        constants: numbers from the model's configuration.
+    """
+    s = spread.std
+    if s == 0:
+        return Law("constant value", 1.0)
+    tolerance = 4 * spread.error + 1e-3
+    depths = {1.0, float(max(depth, 1)), 2.0 * max(depth, 1)}
+
+    def near(a: float, b: float) -> bool:
+        return abs(math.log(a / b)) < tolerance
+
+    if not spread.uniform:
+        for c in constants:
+            if c > 0 and any(near(s, c / math.sqrt(k)) for k in depths):
+                return Law(f"constant {s:.4g}", 1.0)
+        if near(s, float(f"{s:.1g}")) and spread.count >= 1024:
+            plain = [f for f in fans if any(near(s, g / math.sqrt(f.size)) for g in (1.0, math.sqrt(2)))]
+            if not plain:
+                return Law(f"constant {s:.4g}", 1.0)
+    best: tuple[float, Law] | None = None
+    for fan in fans:
+        for gain_name, gain in GAINS.items():
+            for k in sorted(depths):
+                candidate = gain / math.sqrt(fan.size * k)
+                distance = abs(math.log(s / candidate)) + (0 if k == 1 else 1e-3)
+                if distance < tolerance and (best is None or distance < best[0]):
+                    law = Law(f"{fan.name}: {gain_name}/sqrt({fan.size:g})", math.sqrt(fan.ratio))
+                    best = (distance, law)
+    return best[1] if best else Law(f"constant {s:.4g}", 1.0)

@@ -1,0 +1,206 @@
+"""Optimizer settings by parameter: learning rate, weight decay and epsilon of each group."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autofit.errors import OptimizerError
+from autofit.plan import ParameterPlan, Plan
+from autofit.program import storage_key
+from autofit.schemes import power, rules
+
+Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Optimizers that share a rule.
+
+    Attributes:
+        name: ``adam`` (updates of unit scale) or ``sgd`` (updates proportional to the gradient).
+        has_eps: whether epsilon is added to a root mean square of gradients.
+        decoupled: whether weight decay multiplies the weights directly (AdamW).
+    """
+
+    name: str
+    has_eps: bool
+    decoupled: bool
+
+
+FAMILIES: dict[str, Family] = {
+    "adam": Family("adam", True, False),
+    "adamw": Family("adam", True, True),
+    "sgd": Family("sgd", False, False),
+}
+CLASSES: dict[type, str] = {torch.optim.Adam: "adam", torch.optim.AdamW: "adamw", torch.optim.SGD: "sgd"}
+
+
+def optimizer_class(optimizer: str | type) -> tuple[type, str]:
+    """The class and rule name behind a name or class.
+
+    Raises:
+        OptimizerError: no rule is known for it.
+    """
+    if isinstance(optimizer, str):
+        for cls, name in CLASSES.items():
+            if name == optimizer.lower():
+                return cls, name
+    elif isinstance(optimizer, type):
+        for base in optimizer.__mro__:
+            if base in CLASSES:
+                # AdamW derives from Adam: the nearest base counts
+                return optimizer, CLASSES[base]
+    shown = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", repr(optimizer))
+    raise OptimizerError(
+        f"no muP rule is known for the optimizer {shown!r}",
+        todo=f"use one of: {', '.join(FAMILIES)}; a wrong rule would be silently wrong, so none is guessed",
+    )
+
+
+def factors(plan: Plan, p: ParameterPlan, rule: str, *, scale_eps: bool = True) -> dict[str, float]:
+    """Factors on lr, weight decay and eps of one parameter, relative to the base (TP5 Table 8, Lemma J.1)."""
+    row, family = rules(plan.scheme)[p.rule], FAMILIES[rule]
+    if family.name == "sgd":
+        lr = power(row.sgd_lr, p.r_in, p.r_out) * p.fold**2
+        return {"lr": lr, "weight_decay": 1 / lr}
+    lr = power(row.adam_lr, p.r_in, p.r_out) * p.fold
+    eps = power(row.adam_eps, p.r_in, p.r_out) / p.fold if scale_eps else 1.0
+    return {"lr": lr, "weight_decay": 1 / lr if family.decoupled else 1.0, "eps": eps}
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite, non-negative number.
+
+    Raises:
+        OptimizerError: it is not.
+    """
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OptimizerError(f"{name} is {value!r}, not a number")
+    if not math.isfinite(value) or value < 0:
+        raise OptimizerError(f"{name} is {value!r}: it must be finite and not negative")
+    return float(value)
+
+
+def param_groups(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: str | type,
+    lr: float,
+    weight_decay: float | None = None,
+    eps: float | None = None,
+    *,
+    scale_eps: bool = True,
+    groups: Iterable[Mapping[str, Any]] | None = None,
+    per_parameter: Exception_ | None = None,
+) -> list[dict[str, Any]]:
+    """Optimizer groups: one per distinct setting, in the order of ``model.parameters()``.
+
+    Args:
+        model: the muified model.
+        plan: its plan.
+        optimizer: class or name.
+        lr, weight_decay, eps: the values tuned at the base width; ``None`` means the optimizer's default.
+        scale_eps: ``False`` keeps eps everywhere, as the ``mup`` package does.
+        groups: the user's own groups; their settings stay and are split where muP needs it.
+        per_parameter: ``(name, parameter) -> overrides or None``, e.g. no weight decay on biases.
+
+    Returns:
+        Groups with ``params``, ``param_names``, ``lr`` and, where the optimizer has them, ``weight_decay``
+        and ``eps``.
+
+    Raises:
+        OptimizerError: unknown optimizer, a number that is none, or groups that miss or repeat parameters.
+    """
+    cls, rule = optimizer_class(optimizer)
+    accepted = inspect.signature(cls.__init__).parameters
+    defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
+    settings = {"lr": check_number("lr", lr)}
+    for key, value in (("weight_decay", weight_decay), ("eps", eps)):
+        if key in accepted:
+            settings[key] = check_number(key, defaults.get(key, 0.0) if value is None else value)
+        elif value is not None:
+            raise OptimizerError(f"{cls.__name__} has no setting {key!r}")
+    named = _unique_named(model)
+    names = {id(p): n for n, p in named}
+    order = {id(p): i for i, (_, p) in enumerate(named)}
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for own, p in _assigned(groups, named):
+        name = names[id(p)]
+        if name not in plan.parameters:
+            raise OptimizerError(
+                f"{name} is not in the plan: it was added after muify", todo="add parameters before muify"
+            )
+        values = {**settings, **own, **((per_parameter(name, p) or {}) if per_parameter else {})}
+        for key, factor in factors(plan, plan.parameters[name], rule, scale_eps=scale_eps).items():
+            if key in values:
+                values[key] = check_number(f"{key} of {name}", values[key]) * factor
+        key = tuple(sorted((k, repr(v)) for k, v in values.items()))
+        group = merged.setdefault(key, {"params": [], "param_names": [], **values})
+        group["params"].append(p)
+        group["param_names"].append(name)
+    result = sorted(merged.values(), key=lambda g: order[id(g["params"][0])])
+    return result
+
+
+def _unique_named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Trainable parameters, each storage once."""
+    found: dict[Any, tuple[str, nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            found.setdefault(storage_key(p), (name, p))
+    return list(found.values())
+
+
+def _assigned(
+    groups: Iterable[Mapping[str, Any]] | None, named: Sequence[tuple[str, nn.Parameter]]
+) -> list[tuple[dict[str, Any], nn.Parameter]]:
+    """Every parameter with the settings of the user's group that holds it."""
+    if groups is None:
+        return [({}, p) for _, p in named]
+    known = {id(p): n for n, p in named}
+    seen: set[int] = set()
+    found: list[tuple[dict[str, Any], nn.Parameter]] = []
+    for group in groups:
+        own = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+        params = group["params"]
+        for item in [params] if isinstance(params, torch.Tensor) else params:
+            p = item[1] if isinstance(item, tuple) else item
+            if id(p) not in known:
+                raise OptimizerError("a group holds a tensor that is no trainable parameter of the model")
+            if id(p) in seen:
+                raise OptimizerError(f"{known[id(p)]} is in more than one group")
+            seen.add(id(p))
+            found.append((own, p))
+    missing = [n for n in known if n not in seen]
+    if missing:
+        raise OptimizerError(
+            f"{known[missing[0]]} is in none of the given groups",
+            todo="put every trainable parameter into a group, or freeze it",
+        )
+    return found
+
+
+def warnings_for(plan: Plan, optimizer: str | type, weight_decay: float | None) -> list[str]:
+    """Things that have no sourced rule and that a user should hear about."""
+    _, rule = optimizer_class(optimizer)
+    found = []
+    if rule == "adam" and weight_decay:
+        found.append(
+            "torch.optim.Adam adds weight decay to the gradient, for which no width rule is sourced: use AdamW"
+        )
+    if rule == "sgd":
+        mixed = [p.name for p in plan.parameters.values() if p.segments]
+        if mixed:
+            found.append(
+                f"SGD: {mixed[0]} is a fused weight whose runs need different learning rates; it gets the hidden one"
+            )
+    return found

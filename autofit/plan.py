@@ -1,0 +1,201 @@
+"""The plan: what muP asks of every parameter and site, as pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from autofit.errors import PlanError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """What one parameter gets.
+
+    Attributes:
+        name: first name of the tensor; ``names`` are all (more than one: a tie).
+        shape: sizes of its axes, in elements.
+        role: ``input``, ``hidden``, ``output``, ``vector`` or ``fixed``.
+        rule: row of the rule table: the role, or ``bottleneck``.
+        r_in, r_out: width multipliers of the contracted and of the surviving axes, dimensionless.
+        fold: multiplier moved into the weight by the abc-symmetry (TP5 Lemma J.1); 1 if none.
+        init_law: what its initial std follows: ``constant``, ``fan_in``, ... or ``unknown``.
+        init_std: measured std before muify, ``None`` if not measured.
+        init_factor: factor that muify applies to the initial values.
+        reason: why it has this role.
+        where: module path and source line of the deciding use.
+        segments: ``(start, stop, role)`` by run of the surviving axis where runs differ.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    role: str
+    rule: str
+    r_in: float
+    r_out: float
+    fold: float
+    init_law: str
+    init_std: float | None
+    init_factor: float
+    reason: str
+    where: str
+    segments: tuple[tuple[int, int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """Where a site's multiplier goes.
+
+    Attributes:
+        place: ``input``, ``output``, ``key``, ``weight`` or ``none``.
+        path: module path, or parameter name for ``weight``.
+        indices: runs of the last axis to scale, empty for all of it.
+        also: further parameters to fold the factor into (a bias).
+    """
+
+    place: Literal["input", "output", "key", "weight", "none"]
+    path: str = ""
+    indices: tuple[tuple[int, int], ...] = ()
+    also: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.path}".strip()
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What one readout, attention or embedding site gets.
+
+    Attributes:
+        kind: ``readout``, ``attention`` or ``embedding``.
+        parameter: name of the weight, empty for attention.
+        node: FX node name in the captured program.
+        where: module path and source line.
+        size, ratio: summed elements and their growth.
+        exponent, present: exponent of ``ratio`` required, and already there.
+        scale: scalar factors in the program, multiplied.
+        multiplier: factor that muify adds.
+        carrier: where the multiplier goes.
+        reason: why.
+    """
+
+    kind: str
+    parameter: str
+    node: str
+    where: str
+    size: int
+    ratio: float
+    exponent: float
+    present: float
+    scale: float
+    multiplier: float
+    carrier: Carrier
+    reason: str
+
+
+class ParameterTable(Mapping[str, ParameterPlan]):
+    """Plans by parameter name; every name of a tied tensor finds it, iteration gives each once."""
+
+    def __init__(self, plans: Iterator[ParameterPlan] | tuple[ParameterPlan, ...]) -> None:
+        self._plans = {p.name: p for p in plans}
+        self._alias = {n: p.name for p in self._plans.values() for n in p.names}
+
+    def __getitem__(self, name: str) -> ParameterPlan:
+        return self._plans[self._alias[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plans)
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __repr__(self) -> str:
+        return f"ParameterTable({len(self)} parameters)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ParameterTable) and self._plans == other._plans
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that lowering and optimizers need.
+
+    Attributes:
+        scheme: name of the parametrization.
+        model: class of the model.
+        base: base size by dimension name.
+        sizes: size by dimension name in this model.
+        parameters: by name.
+        sites: in execution order.
+        notes: remarks and warnings.
+    """
+
+    scheme: str
+    model: str
+    base: dict[str, float]
+    sizes: dict[str, int]
+    parameters: ParameterTable
+    sites: tuple[SitePlan, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` gives an equal plan back."""
+        return {
+            "format": "autofit plan",
+            "version": VERSION,
+            "scheme": self.scheme,
+            "model": self.model,
+            "base": self.base,
+            "sizes": self.sizes,
+            "parameters": [asdict(p) for p in self.parameters.values()],
+            "sites": [asdict(s) for s in self.sites],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Read what `to_dict` wrote, also after a round trip through JSON.
+
+        Raises:
+            PlanError: not a plan, another version, or malformed.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != "autofit plan":
+            raise PlanError("this is not an autofit plan")
+        if data.get("version") != VERSION:
+            raise PlanError(f"plan version {data.get('version')!r} cannot be read, only {VERSION}")
+        try:
+            parameters = ParameterTable(tuple(ParameterPlan(**_tuples(p)) for p in data["parameters"]))
+            sites = tuple(
+                SitePlan(**{**_tuples(s), "carrier": Carrier(**_tuples(s["carrier"]))}) for s in data["sites"]
+            )
+            return cls(
+                str(data["scheme"]),
+                str(data["model"]),
+                dict(data["base"]),
+                dict(data["sizes"]),
+                parameters,
+                sites,
+                tuple(data["notes"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"the plan is malformed: {error}") from None
+
+    def __str__(self) -> str:
+        lines = [f"Plan of {self.model}, scheme {self.scheme}, base {self.base}"]
+        for p in self.parameters.values():
+            lines.append(f"  {p.name}: {p.rule} in x{p.r_in:g} out x{p.r_out:g} init x{p.init_factor:g}")
+        lines += [f"  {s.kind} {s.parameter or s.node}: x{s.multiplier:g} on {s.carrier}" for s in self.sites]
+        return "\n".join(lines)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists (as JSON gives them) back to tuples, dict keys kept."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,132 @@
+"""What each parameter does, and where multipliers belong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import fx
+
+from autofit.growth import Growth
+from autofit.measure import Fan
+from autofit.program import Parameter
+
+Role = Literal["input", "hidden", "output", "vector", "fixed"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of a parameter's surviving axis that has one role.
+
+    Attributes:
+        start, stop: range along the axis, in elements.
+        role: the role of this run.
+    """
+
+    start: int
+    stop: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class ParameterRole:
+    """How one parameter is used.
+
+    Attributes:
+        parameter: the parameter.
+        role: its role (RULES: input, hidden, output, vector, fixed).
+        r_in: growth of the axes contracted with the activation, dimensionless.
+        r_out: growth of the axes that survive.
+        fan_in: contracted elements, kernel taps included.
+        fan_out: surviving elements.
+        bottleneck: an output-role weight whose result passes a growing dimension again on every path.
+        tied: looked up and contracted: one tensor with two uses.
+        segments: role by run of the surviving axis where runs differ, else empty.
+        law_fan: contracted size of the layer a vector belongs to, which its init may follow.
+        r_law: growth of ``law_fan``.
+        sibling_fans: contracted sizes of the other weights of the same op (recurrent cells).
+        reason: why, in words.
+        where: module path and source line.
+    """
+
+    parameter: Parameter
+    role: Role
+    r_in: float
+    r_out: float
+    fan_in: int
+    fan_out: int
+    bottleneck: bool
+    tied: bool
+    segments: tuple[Segment, ...]
+    law_fan: int
+    r_law: float
+    sibling_fans: tuple[Fan, ...]
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the forward pass whose scale muP prescribes.
+
+    Attributes:
+        kind: ``readout``, ``attention`` or ``embedding``.
+        parameter: name of the weight, empty for a product of two activations.
+        node: the op.
+        where: module path and source line.
+        size: summed elements (for an embedding: its width).
+        ratio: growth of these.
+        exponent: exponent of ``ratio`` that the total scale must have.
+        present: exponent that constants in the program already give it.
+        scale: the scalar factors found in the program, multiplied.
+        paths: values that may carry a multiplier, one tuple per operand, nearest first.
+        treatment: ``apply``, ``nothing`` (already right), ``norm`` (left alone) or ``unsupported``.
+        reason: why, in words.
+    """
+
+    kind: Literal["readout", "attention", "embedding"]
+    parameter: str
+    node: fx.Node
+    where: str
+    size: int
+    ratio: float
+    exponent: float
+    present: float
+    scale: float
+    paths: tuple[tuple[fx.Node, ...], ...]
+    treatment: Literal["apply", "nothing", "norm", "unsupported"]
+    reason: str
+
+    @property
+    def multiplier(self) -> float:
+        """Factor to put on this site, dimensionless."""
+        if self.treatment != "apply":
+            return 1.0
+        return float(self.ratio ** (self.exponent - self.present))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Roles of all parameters and all scale sites.
+
+    Attributes:
+        growth: dimensions and their ratios.
+        parameters: by parameter name.
+        sites: readouts, attention, embeddings.
+        unused: parameters that the forward pass never reads.
+        notes: remarks for the report.
+    """
+
+    growth: Growth
+    parameters: dict[str, ParameterRole]
+    sites: tuple[Site, ...]
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"Roles of {self.growth.dims.program.model_name}"]
+        for name, r in self.parameters.items():
+            lines.append(f"  {name}: {r.role} in x{r.r_in:g} out x{r.r_out:g}: {r.reason}")
+        for s in self.sites:
+            lines.append(f"  {s.kind} {s.parameter or s.node.name}: {s.treatment} x{s.multiplier:g}: {s.reason}")
+        return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""The command line: ``autofit report | explain | rules``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from autofit.errors import AutofitError, TargetError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+app = App(
+    name="autofit",
+    help="muP for any PyTorch model, without hand edits.\n\n"
+    "TARGET is file.py:factory, package.module:factory, hf:MODEL_TYPE or hf:config.json.",
+    version_flags=["--version"],
+)
+
+Settings = Annotated[list[str] | None, Parameter(name="--set", negative=())]
+Grow = Literal["heads", "head_dim"]
+
+
+@app.command
+def report(
+    target: str,
+    *,
+    base: str = "256",
+    settings: Settings = None,
+    grow: Grow = "heads",
+    strict: bool = True,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Show roles, dimensions, sites, ties, multipliers and groups of a model.
+
+    Args:
+        target: the model.
+        base: base width, base file, or another TARGET.
+        settings: KEY=VALUE for the factory or config; may be repeated.
+        grow: what grows with a numeric base.
+        strict: refuse where an answer would be a guess.
+        json_: print JSON.
+    """
+    found = _analyze(target, base, settings, grow, strict)
+    if json_:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    from autofit.report import renderables
+
+    console = Console()
+    for piece in renderables(found.plan, found.roles, found.model):
+        console.print(piece)
+
+
+@app.command
+def explain(
+    target: str,
+    name: str,
+    *,
+    base: str = "256",
+    settings: Settings = None,
+    grow: Grow = "heads",
+    strict: bool = True,
+) -> None:
+    """Say why a parameter or dimension is what it is, with source lines.
+
+    Args:
+        target: the model.
+        name: parameter or dimension.
+        base: base width, base file, or another TARGET.
+        settings: KEY=VALUE for the factory or config; may be repeated.
+        grow: what grows with a numeric base.
+        strict: refuse where an answer would be a guess.
+    """
+    found = _analyze(target, base, settings, grow, strict)
+    from autofit.report import explain as explanation
+
+    Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)
+
+
+def _analyze(target: str, base: str, settings: list[str] | None, grow: Grow, strict: bool) -> Any:
+    from autofit.api import analyze
+
+    console = Console(stderr=True)
+    with console.status("build") as status:
+        model = build(target, settings or [])
+        chosen: Any = base
+        if base.replace(".", "", 1).lstrip("-").isdigit():
+            chosen = float(base) if "." in base else int(base)
+        elif ":" in base and not Path(base).exists():
+            chosen = build(base, [])
+        return analyze(
+            model,
+            base=chosen,
+            grow=grow,
+            strict=strict,
+            progress=lambda stage: status.update(stage),
+        )
+
+
+def build(target: str, settings: list[str]) -> nn.Module:
+    """Make the model that a TARGET names, on the ``meta`` device where its values do not matter.
+
+    Raises:
+        TargetError: the target or a setting cannot be resolved.
+    """
+    kind, colon, rest = target.partition(":")
+    if not colon or not rest:
+        raise TargetError(
+            f"{target!r} is no target",
+            todo="use file.py:factory, package.module:factory, hf:MODEL_TYPE or hf:config.json",
+        )
+    keywords = dict(_setting(s) for s in settings)
+    if kind == "hf":
+        return _from_transformers(rest, keywords)
+    return _from_factory(kind, rest, keywords)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise TargetError(f"--set {text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None or not Path(place).is_file():
+                raise TargetError(f"there is no file {place!r}")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(spec.name, module)
+            spec.loader.exec_module(module)
+        else:
+            sys.path.insert(0, os.getcwd())
+            module = importlib.import_module(place)
+    except ImportError as error:
+        raise TargetError(f"{place} cannot be imported: {error}") from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise TargetError(f"{place} has no function or class {name!r}")
+    try:
+        model = factory(**keywords)
+    except TypeError as error:
+        raise TargetError(f"{name}({', '.join(keywords)}) failed: {error}") from None
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"{place}:{name} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageClassification",
+    "AutoModelForAudioClassification",
+    "AutoModelForCTC",
+    "AutoModelForImageTextToText",
+    "AutoModelForPreTraining",
+    "AutoModel",
+)
+
+
+def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers
+    except ImportError:
+        raise TargetError("hf: targets need transformers", todo="pip install 'autofit[hf]'") from None
+    import torch
+
+    transformers.logging.set_verbosity_error()
+    try:
+        if name.endswith(".json"):
+            fields = json.loads(Path(name).read_text()) | keywords
+            config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+        else:
+            config = transformers.AutoConfig.for_model(name, **keywords)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TargetError(f"hf:{name} gives no configuration: {str(error).splitlines()[0][:200]}") from None
+    for auto in AUTO_CLASSES:
+        cls = getattr(transformers, auto)
+        if type(config) in cls._model_mapping:
+            with torch.device("meta"):
+                model: nn.Module = cls.from_config(config)
+            return model
+    raise TargetError(f"transformers has no model class for hf:{name}")
+
+
+def main() -> None:
+    """Entry point: exit code 0 right, 1 refused or wrong, 2 usage."""
+    try:
+        app(exit_on_error=False, print_error=True)
+    except CycloptsError:
+        sys.exit(2)
+    except TargetError as error:
+        Console(stderr=True, highlight=False).print(f"autofit: {error}", markup=False)
+        sys.exit(2)
+    except AutofitError as error:
+        Console(stderr=True, highlight=False).print(f"autofit: {type(error).__name__}: {error}", markup=False)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Compiler passes: each maps one frozen record to the next."""

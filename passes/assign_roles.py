@@ -1,0 +1,357 @@
+"""Read roles and scale sites off the dataflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from autofit.dims import Cell, Product, Use
+from autofit.errors import DimensionError, PlanError
+from autofit.flow import Factor, Flow, flat_cells, reaching_output
+from autofit.growth import Growth
+from autofit.measure import Fan
+from autofit.program import Parameter, describe, op_name
+from autofit.roles import ParameterRole, Role, Roles, Segment, Site
+
+EXPONENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class AssignRoles:
+    """``Growth -> Roles``.
+
+    Attributes:
+        strict: refuse where an answer would be a guess.
+    """
+
+    strict: bool = True
+
+    def __call__(self, growth: Growth) -> Roles:
+        """Assign roles.
+
+        Raises:
+            DimensionError: under ``strict``, a parameter depends on an op without a rule.
+            PlanError: under ``strict``, a matrix is never used, or an attention site is unsupported.
+        """
+        reader = _Reader(growth)
+        notes = []
+        parameters: dict[str, ParameterRole] = {}
+        unused = []
+        for p in growth.dims.program.parameters:
+            uses = list(growth.dims.uses_of(p))
+            if not uses:
+                unused.append(p.name)
+            parameters[p.name] = reader.role(p, uses)
+        sites = reader.sites()
+        if self.strict:
+            _refuse_unruled(growth)
+            _refuse_unused(growth, unused)
+            for site in sites:
+                if site.treatment == "unsupported":
+                    raise PlanError(
+                        f"unsupported attention site: {site.reason}",
+                        where=site.where,
+                        todo="keep the head size fixed (grow='heads'), or pass strict=False to leave it as it is",
+                    )
+        if unused:
+            notes.append(f"never used by forward: {', '.join(unused)}")
+        notes += [f"{s.where}: {s.reason}" for s in sites if s.treatment in ("norm", "unsupported")]
+        return Roles(growth, parameters, tuple(sites), tuple(unused), tuple(notes))
+
+
+def _refuse_unruled(growth: Growth) -> None:
+    """An op without a rule matters if a growing axis, or what a parameter touches, ends there."""
+    dims = growth.dims
+    for node, reason in dims.unruled:
+        cells = [c for n in node.all_input_nodes for c in flat_cells(dims.of.get(n.name, ()))]
+        if any(growth.grows(c) for c in cells):
+            raise DimensionError(
+                f"{reason}, and a growing dimension passes through it",
+                where=describe(node),
+                todo="pass strict=False to match its axes by size, or report the op so that it gets a rule",
+            )
+
+
+def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
+    for name in unused:
+        p = growth.dims.program.parameter(name)
+        if p.trainable and sum(s > 1 for s in p.shape) > 1:
+            raise PlanError(
+                f"{name} {p.shape} is never used by forward on this example, so its role is unknown",
+                todo="pass an example that reaches it, freeze or remove it, or pass strict=False to leave it as it is",
+            )
+
+
+class _Reader:
+    def __init__(self, growth: Growth) -> None:
+        self.growth, self.dims, self.axes = growth, growth.dims, growth.dims.axes
+        self.flow = Flow(growth.dims)
+        self.at: dict[fx.Node, list[Use]] = {}
+        for use in self.dims.uses:
+            self.at.setdefault(use.node, []).append(use)
+        self.reaching = reaching_output(growth.dims, growth.grows)
+
+    # roles ---------------------------------------------------------------------------------------------
+
+    def role(self, p: Parameter, uses: list[Use]) -> ParameterRole:
+        """One role for all uses of a parameter; lookups come first."""
+        if not uses:
+            return ParameterRole(p, "fixed", 1, 1, 1, 1, False, False, (), 1, 1, (), "never used by forward", p.name)
+        found = [self.role_of_use(u) for u in uses]
+        order: list[Role] = ["input", "hidden", "output", "vector", "fixed"]
+        looked_up = any("index" in u.kinds.values() for u in uses)
+        contracted = any("in" in u.kinds.values() for u in uses)
+        pick = 0
+        if looked_up:
+            pick = next(i for i, u in enumerate(uses) if "index" in u.kinds.values())
+        else:
+            pick = min(range(len(uses)), key=lambda i: order.index(found[i][0]))
+        use = uses[pick]
+        role, reason = found[pick]
+        ins = [c for c, k in use.cells if k == "in"]
+        taps = math.prod(c.size for c, k in use.cells if k == "taps")
+        outs = [c for c, k in use.cells if k in ("out", "elementwise")]
+        bottleneck = role == "output" and not any(
+            r == "output" and self.is_true_output(u) for u, (r, _) in zip(uses, found, strict=True)
+        )
+        if bottleneck:
+            reason += "; its result passes a growing dimension again before any output"
+        law, r_law = self.law_fan(use) if not ins else (math.prod(c.size for c in ins) * taps, self.ratio(ins))
+        return ParameterRole(
+            parameter=p,
+            role=role,
+            r_in=self.ratio(ins),
+            r_out=self.ratio(outs),
+            fan_in=math.prod(c.size for c in ins) * taps,
+            fan_out=math.prod(c.size for c in outs),
+            bottleneck=bottleneck,
+            tied=looked_up and contracted,
+            segments=self.segments(use) if role in ("hidden", "output") else (),
+            law_fan=law,
+            r_law=r_law,
+            sibling_fans=self.sibling_fans(use),
+            reason=reason,
+            where=describe(use.node),
+        )
+
+    def ratio(self, cells: Iterable[Cell]) -> float:
+        """Growth of several axes together."""
+        return math.prod(self.growth.ratio(c) for c in cells)
+
+    def role_of_use(self, use: Use) -> tuple[Role, str]:
+        """RULES 1: what is contracted, and what survives."""
+        ins = [c for c, k in use.cells if k == "in"]
+        outs = [c for c, k in use.cells if k == "out"]
+        others = [c for c, k in use.cells if k == "elementwise"]
+        grows_in = any(self.growth.grows(c) for c in ins)
+        grows_out = any(self.growth.grows(c) for c in outs)
+        if "index" in use.kinds.values():
+            return ("input", f"looked up, gives {self.name(outs)}") if grows_out else ("fixed", "looked up, nothing grows")
+        if grows_in and grows_out:
+            return "hidden", f"sums over {self.name(ins)}, gives {self.name(outs)}"
+        if grows_in:
+            return "output", f"sums over {self.name(ins)}, gives fixed {self.shape(outs)}"
+        if grows_out:
+            return "input", f"sums over fixed {self.shape(ins)}, gives {self.name(outs)}"
+        growing = [c for c in others if self.growth.grows(c)]
+        if growing:
+            table = any(self.axes.find(c).fixed for c in others if c.size > 1 and not self.growth.grows(c))
+            if table and not any(k == "taps" for _, k in use.cells):
+                return "input", f"a table added to data, gives {self.name(growing)}"
+            return "vector", f"acts per element of {self.name(growing)}"
+        return "fixed", "nothing grows"
+
+    def name(self, cells: Iterable[Cell]) -> str:
+        """Names of the growing dimensions of some axes."""
+        names = [
+            d.name
+            for c in cells
+            for a in self.axes.atoms(c)
+            if (d := self.growth.dimension(a)) is not None and d.grows
+        ]
+        return " and ".join(dict.fromkeys(names)) or "nothing"
+
+    @staticmethod
+    def shape(cells: Iterable[Cell]) -> str:
+        """Sizes of some axes."""
+        return " x ".join(str(c.size) for c in cells) or "1"
+
+    def is_true_output(self, use: Use) -> bool:
+        """Whether the result reaches a model output without passing a growing dimension."""
+        return use.node.name in self.reaching
+
+    def law_fan(self, use: Use) -> tuple[int, float]:
+        """Contracted size of the op that a bias belongs to."""
+        for other in self.at[use.node]:
+            if other.parameter != use.parameter and "in" in other.kinds.values():
+                ins = [c for c, k in other.cells if k == "in"]
+                taps = math.prod(c.size for c, k in other.cells if k == "taps")
+                return math.prod(c.size for c in ins) * taps, self.ratio(ins)
+        return 1, 1.0
+
+    def sibling_fans(self, use: Use) -> tuple[Fan, ...]:
+        """Contracted sizes of the other weights of the same op."""
+        found = {}
+        for other in self.at[use.node]:
+            if other.parameter != use.parameter and "in" in other.kinds.values():
+                ins = [c for c, k in other.cells if k == "in"]
+                found[math.prod(c.size for c in ins)] = self.ratio(ins)
+        return tuple(Fan("fan_in of the same op", float(n), r) for n, r in found.items())
+
+    def segments(self, use: Use) -> tuple[Segment, ...]:
+        """Runs of the surviving axis that differ in whether they grow."""
+        outs = [c for c, k in use.cells if k == "out"]
+        if len(outs) != 1:
+            return ()
+        found: list[Segment] = []
+        at = 0
+        for part in self.axes.segments(outs[0]):
+            role: Role = "hidden" if self.growth.grows(part) else "output"
+            if found and found[-1].role == role:
+                found[-1] = Segment(found[-1].start, at + part.size, role)
+            else:
+                found.append(Segment(at, at + part.size, role))
+            at += part.size
+        return tuple(found) if len(found) > 1 else ()
+
+    # sites ---------------------------------------------------------------------------------------------
+
+    def sites(self) -> list[Site]:
+        """Every place whose scale depends on width."""
+        found = [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
+        for use in self.dims.uses:
+            role, _ = self.role_of_use(use)
+            if role == "output" and self.is_true_output(use):
+                found.append(self.readout(use))
+            elif role == "input" and "index" in use.kinds.values():
+                site = self.embedding(use)
+                found += [site] if site else []
+        order = self.flow.order
+        return sorted(found, key=lambda s: order[s.node])
+
+    def grows_or_heads(self, product: Product) -> bool:
+        """Sites worth a line: the contracted axis could grow in some model of this kind."""
+        return any(
+            self.growth.dimension(a) is not None for pair in product.contracted for a in self.axes.atoms(pair[0])
+        )
+
+    def attention(self, product: Product) -> Site:
+        """RULES 3: a sum over a product of two activations must end as r^-1."""
+        node = product.node
+        size = math.prod(a.size for a, _ in product.contracted)
+        ratio = self.ratio(a for a, _ in product.contracted)
+        grows = any(self.growth.grows(a) for a, _ in product.contracted)
+        left, right = self.flow.upstream(product.left), self.flow.upstream(product.right)
+        _, after = self.flow.downstream(node)
+        factors = (*left.factors, *right.factors, *after, *self.own_factors(node, size))
+        present, scale, told = self.exponent(factors, size, ratio)
+        treatment, reason = "apply", f"sums {size} products of activations; scale {scale:.6g}{told}"
+        feeds = {p.node for p in self.dims.products}
+        if not grows:
+            treatment, reason = "nothing", f"the {size} summed elements do not grow; scale {scale:.6g} stays"
+        elif left.normalized and right.normalized:
+            treatment, reason = "norm", "both sides are normalized: their gains set the scale, it is left as it is"
+        elif any(n in feeds and n is not node for path in (left, right) for n in path.nodes):
+            treatment = "unsupported"
+            reason = "one side is itself a sum over products of activations (linear attention)"
+        elif present == -1.0:
+            treatment, reason = "nothing", f"already muP: scale {scale:.6g}{told}"
+        return Site(
+            kind="attention",
+            parameter="",
+            node=node,
+            where=describe(node),
+            size=size,
+            ratio=ratio,
+            exponent=-1.0,
+            present=present,
+            scale=scale,
+            paths=(left.nodes, right.nodes),
+            treatment=treatment,  # type: ignore[arg-type]
+            reason=reason,
+        )
+
+    def own_factors(self, node: fx.Node, size: int) -> list[Factor]:
+        """The scale inside an attention or baddbmm op."""
+        if op_name(node) == "aten.scaled_dot_product_attention":
+            given = node.kwargs.get("scale")
+            if given is None:
+                return [Factor(node, "default", size**-0.5, False)]
+            return [Factor(node, "scale", float(given), False)]  # type: ignore[arg-type]
+        if op_name(node) in ("aten.baddbmm", "aten.addmm"):
+            return [Factor(node, "alpha", float(node.kwargs.get("alpha", 1)), False)]  # type: ignore[arg-type]
+        return []
+
+    def exponent(self, factors: Iterable[Factor], size: int, ratio: float) -> tuple[float, float, str]:
+        """Exponent of ``ratio`` in a product of constants, their value, and how it is known."""
+        total, scale, told = 0.0, 1.0, ""
+        for f in factors:
+            scale *= f.value
+            if f.key == "default":
+                total -= 0.5
+                continue
+            measured = (self.growth.constants or {}).get((f.node.name, f.key))
+            if measured and ratio != 1:
+                change = measured[0] / measured[1]
+                total += math.log(1 / change if f.inverse else change) / math.log(ratio)
+                told = ", measured against the base"
+                continue
+            for e in EXPONENTS:
+                if size > 1 and math.isclose(f.value, size**e, rel_tol=1e-5):
+                    total += e
+                    told = f", taken as {size}^{e:g} because it has that value"
+        snapped = round(total * 4) / 4
+        return (snapped if abs(total - snapped) < 1e-6 else total), scale, told
+
+    def readout(self, use: Use) -> Site:
+        """RULES 2: the output of a readout is multiplied by r_in^-1, counting what is there."""
+        assert use.partner is not None
+        ins = [c for c, k in use.cells if k == "in"]
+        size, ratio = math.prod(c.size for c in ins), self.ratio(ins)
+        path = self.flow.upstream(use.partner)
+        _, after = self.flow.downstream(use.node)
+        present, scale, told = self.exponent((*path.factors, *after, *self.own_factors(use.node, size)), size, ratio)
+        reason = f"sums over {self.name(ins)}" + (f"; scale {scale:.6g}{told}" if scale != 1 else "")
+        done = present == -1.0
+        return Site(
+            kind="readout",
+            parameter=use.parameter,
+            node=use.node,
+            where=describe(use.node),
+            size=size,
+            ratio=ratio,
+            exponent=-1.0,
+            present=present,
+            scale=scale,
+            paths=(path.nodes,),
+            treatment="nothing" if done else "apply",
+            reason=f"already muP: {reason}" if done else reason,
+        )
+
+    def embedding(self, use: Use) -> Site | None:
+        """RULES 4: an embedding times sqrt(width) must become width-independent."""
+        outs = [c for c, k in use.cells if k == "out"]
+        size, ratio = math.prod(c.size for c in outs), self.ratio(outs)
+        nodes, factors = self.flow.downstream(use.node)
+        present, scale, told = self.exponent(factors, size, ratio)
+        if not factors or present == 0:
+            return None
+        return Site(
+            kind="embedding",
+            parameter=use.parameter,
+            node=use.node,
+            where=describe(use.node),
+            size=size,
+            ratio=ratio,
+            exponent=0.0,
+            present=present,
+            scale=scale,
+            paths=(nodes,),
+            treatment="apply",
+            reason=f"multiplied by {scale:.6g}{told}",
+        )
+
+

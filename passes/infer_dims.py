@@ -1,0 +1,120 @@
+"""Infer which axes of a program are one dimension."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from autofit.dims import AxisConflictError, Cell, Dims
+from autofit.passes.ops import RULES, Context
+from autofit.passes.ops.elementwise import pointwise
+from autofit.flow import is_linear
+from autofit.program import Program, op_name
+
+
+@dataclass(frozen=True)
+class InferDims:
+    """``Program -> Dims``."""
+
+    def __call__(self, program: Program) -> Dims:
+        """Walk the graph once and apply each op's rule."""
+        ctx = Context()
+        parameter_of = {p.node: p for p in program.parameters if p.node}
+        for node in program.graph.nodes:
+            ctx.axes.node = node.name
+            if node.op == "output":
+                _mark_outputs(ctx, node)
+                continue
+            ctx.of[node.name] = ctx.fresh(node)
+            if node.op == "placeholder":
+                _enter(ctx, node, parameter_of, program.inputs)
+            elif node.op == "call_function":
+                _apply(ctx, node)
+            else:
+                ctx.origin[node.name] = "constant"
+        of_parameter = {p.name: ctx.of[p.node] for p in program.parameters if p.node}
+        unruled = list(ctx.unruled)
+        by_name = {n.name: n for n in program.graph.nodes}
+        unruled += [(by_name[name], reason) for name, reason in ctx.axes.opaque]
+        return Dims(
+            program=program,
+            axes=ctx.axes,
+            of=ctx.of,
+            of_parameter=of_parameter,
+            uses=tuple(ctx.uses),
+            products=tuple(ctx.products),
+            evidence=tuple(ctx.evidence),
+            origin=ctx.origin,
+            unruled=tuple(unruled),
+        )
+
+
+def _enter(ctx: Context, node: fx.Node, parameter_of: dict[str, Any], inputs: tuple[str, ...]) -> None:
+    if node.name in parameter_of:
+        ctx.origin[node.name] = "weight"
+        for i, cell in enumerate(ctx.of[node.name]):
+            cell.origins = frozenset({(parameter_of[node.name].name, i)})
+    elif node.name in inputs:
+        ctx.origin[node.name] = "data"
+        ctx.data(_flat(ctx.of[node.name]), node)
+    else:
+        ctx.origin[node.name] = "constant"
+
+
+def _apply(ctx: Context, node: fx.Node) -> None:
+    operands = node.all_input_nodes
+    origins = {ctx.origin.get(n.name, "constant") for n in operands}
+    ctx.origin[node.name] = "data" if "data" in origins else "weight" if "weight" in origins else "constant"
+    if ctx.origin[node.name] == "weight":
+        linear = is_linear(node) or node.target is operator.getitem
+        if not linear or any(n.name in ctx.bent for n in operands):
+            ctx.bent.add(node.name)
+    if node.target is operator.getitem:
+        ctx.of[node.name] = ctx.of[node.args[0].name][node.args[1]]  # type: ignore[union-attr, index]
+        return
+    name = op_name(node)
+    rule = RULES.get(name)
+    if name in ("aten.max", "aten.min") and len(node.args) > 1 and isinstance(node.args[1], int):
+        rule = RULES["aten.amax"]
+    if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        rule = pointwise
+    if rule is None:
+        _match_by_size(ctx, node)
+    else:
+        try:
+            rule(ctx, node)
+        except AxisConflictError as conflict:
+            ctx.unruled.append((node, str(conflict)))
+    if ctx.origin[node.name] == "data":
+        for operand in operands:
+            if ctx.origin.get(operand.name) == "weight" and not ctx.recorded(node, operand):
+                if isinstance(operand.meta.get("val"), torch.Tensor):
+                    ctx.elementwise_use(node, operand)
+
+
+def _match_by_size(ctx: Context, node: fx.Node) -> None:
+    """No rule: an axis is matched only where exactly one input dimension has its size."""
+    ctx.unruled.append((node, f"no rule for {op_name(node)}"))
+    before = [c for n in node.all_input_nodes for c in _flat(ctx.of.get(n.name, ()))]
+    for cell in _flat(ctx.of[node.name]):
+        same = {ctx.axes.find(c).serial: c for c in before if c.size == cell.size and cell.size > 1}
+        if len(same) == 1:
+            ctx.axes.unify(cell, next(iter(same.values())))
+        elif same:
+            ctx.note(cell, "ambiguous", node)
+
+
+def _mark_outputs(ctx: Context, node: fx.Node) -> None:
+    for result in node.all_input_nodes:
+        for cell in _flat(ctx.of.get(result.name, ())):
+            ctx.note(cell, "output", result)
+
+
+def _flat(value: Any) -> list[Cell]:
+    if isinstance(value, Cell):
+        return [value]
+    return [c for v in value for c in _flat(v)]

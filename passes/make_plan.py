@@ -1,0 +1,146 @@
+"""Turn roles into a plan by the table of rules."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autofit.errors import PlanError
+from autofit.measure import Fan, Law, Spread, find_law
+from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
+from autofit.roles import ParameterRole, Roles
+from autofit.schemes import power, rules
+
+
+@dataclass(frozen=True)
+class MakePlan:
+    """``Roles -> Plan``.
+
+    Attributes:
+        carriers: where each site's multiplier goes, by FX node name.
+        spreads: measured initial values by parameter name.
+        scheme: row set of the rule table.
+        bottleneck: init of inner bottlenecks, RULES 7.
+        init: ``auto`` rescales initial values, ``keep`` touches none.
+        constants: numbers of the model's configuration that its init may use.
+    """
+
+    carriers: Mapping[str, Carrier]
+    spreads: Mapping[str, Spread]
+    scheme: str = "mup"
+    bottleneck: Literal["hidden", "output"] = "hidden"
+    init: Literal["auto", "keep"] = "auto"
+    constants: tuple[float, ...] = field(default=())
+
+    def __call__(self, roles: Roles) -> Plan:
+        """Make the plan.
+
+        Raises:
+            PlanError: a multiplier has to be folded into a weight whose values must be kept or are shared.
+        """
+        growth = roles.growth
+        folds: dict[str, float] = {}
+        for site in roles.sites:
+            carrier = self.carriers.get(site.node.name, Carrier("none"))
+            if carrier.place == "weight" and site.multiplier != 1:
+                if self.init == "keep":
+                    raise PlanError(
+                        f"the multiplier {site.multiplier:g} of {site.where} has no module boundary, and init='keep' "
+                        "forbids moving it into the weight",
+                        where=site.where,
+                        todo="use init='auto', or make the readout a module of its own",
+                    )
+                for name in (carrier.path, *carrier.also):
+                    folds[name] = folds.get(name, 1.0) * site.multiplier
+        depth = _depth(roles)
+        plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
+        sites = tuple(
+            SitePlan(
+                kind=s.kind,
+                parameter=s.parameter,
+                node=s.node.name,
+                where=s.where,
+                size=s.size,
+                ratio=s.ratio,
+                exponent=s.exponent,
+                present=s.present,
+                scale=s.scale,
+                multiplier=s.multiplier,
+                carrier=self.carriers.get(s.node.name, Carrier("none")),
+                reason=s.reason,
+            )
+            for s in roles.sites
+        )
+        base = {d.name: int(d.base) if d.base == int(d.base) else d.base for d in growth.dimensions}
+        return Plan(
+            scheme=self.scheme,
+            model=growth.dims.program.model_name,
+            base=base,
+            sizes={d.name: d.size for d in growth.dimensions},
+            parameters=ParameterTable(plans),
+            sites=sites,
+            notes=(*growth.notes, *roles.notes),
+        )
+
+    def _parameter(self, r: ParameterRole, fold: float, depth: int, roles: Roles) -> ParameterPlan:
+        row: str = r.role
+        if r.bottleneck:
+            row = "bottleneck" if self.bottleneck == "hidden" else "bottleneck as output"
+        rule = rules(self.scheme)[row]
+        spread = self.spreads.get(r.parameter.name)
+        law, factor = Law("not measured", 1.0), 1.0
+        if spread is not None:
+            law = self._law(r, spread, depth, roles)
+            target = power(rule.init, r.r_in, r.r_out)
+            factor = law.growth * target * fold
+        if self.init == "keep" or not (spread and spread.std):
+            factor = 1.0
+        if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
+            factor = 1.0  # gains around one, decay rates: not a draw around zero
+        return ParameterPlan(
+            name=r.parameter.name,
+            names=r.parameter.names,
+            shape=r.parameter.shape,
+            role=r.role,
+            rule=row,
+            r_in=r.r_in,
+            r_out=r.r_out,
+            fold=fold,
+            init_law=law.name,
+            init_std=spread.std if spread else None,
+            init_factor=factor,
+            reason=r.reason,
+            where=r.where,
+            segments=tuple((s.start, s.stop, s.role) for s in r.segments),
+        )
+
+    def _law(self, r: ParameterRole, spread: Spread, depth: int, roles: Roles) -> Law:
+        base_std = (roles.growth.base_std or {}).get(r.parameter.name)
+        fans = [Fan("fan_in", float(r.law_fan), r.r_law)] if r.law_fan > 1 else []
+        fans += [f for f in r.sibling_fans if f.size > 1]
+        if r.fan_in > 1 and r.fan_out > 1 and r.role in ("hidden", "output", "input"):
+            fans.append(Fan("fan_out", float(r.fan_out), r.r_out))
+            mean = (r.fan_in + r.fan_out) / 2
+            fans.append(Fan("fan_avg", mean, mean / ((r.fan_in / r.r_in + r.fan_out / r.r_out) / 2)))
+        fans += [Fan("fan_in x head size", r.law_fan * s, r.r_law * q) for s, q in _head_sizes(roles) if r.law_fan > 1]
+        law = find_law(spread, fans, depth, self.constants)
+        if base_std is None or base_std == 0 or spread.std == 0:
+            return law
+        growth = base_std / spread.std
+        for candidate in (law.growth, 1.0, math.sqrt(r.r_law), math.sqrt(r.r_in), math.sqrt(r.r_out)):
+            if abs(math.log(growth / candidate)) < 6 * spread.error * max(1.0, math.sqrt(r.r_in * r.r_out)) + 1e-3:
+                return Law(f"measured against the base: x{1 / candidate:.4g}", candidate)
+        return Law(f"measured against the base: x{1 / growth:.4g}", growth)
+
+
+def _depth(roles: Roles) -> int:
+    """Largest repetition count in parameter names: the number of layers."""
+    numbers = [int(n) + 1 for name in roles.parameters for n in re.findall(r"(?<![^.])\d+(?![^.])", name)]
+    return max(numbers, default=1)
+
+
+def _head_sizes(roles: Roles) -> set[tuple[int, float]]:
+    return {(s.size, s.ratio) for s in roles.sites if s.kind == "attention"}

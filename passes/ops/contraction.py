@@ -1,0 +1,201 @@
+"""Ops that sum over a shared axis: linear maps, matrix products, attention, recurrences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from autofit.dims import Cell, Kind
+from autofit.passes.ops.context import Context, Rule
+from autofit.passes.ops.elementwise import tensors
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def linear(ctx: Context, node: fx.Node) -> None:
+    """(b, i) x (o, i), bias (o) -> (b, o): i contracted."""
+    x, w = node.args[0], node.args[1]
+    batch = LETTERS[: len(ctx[x]) - 1]
+    out = "z" if len(ctx[w]) == 2 else ""
+    ctx.contract(node, x, w, (batch + "y", out + "y", batch + out))
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    if bias is not None:
+        ctx.unify(ctx[bias][0], ctx[node][-1])
+
+
+def matmul(ctx: Context, node: fx.Node) -> None:
+    """(..., m, k) x (..., k, n) -> (..., m, n): k contracted, batch axes right-aligned."""
+    _matmul(ctx, node, node.args[0], node.args[1])
+
+
+def _matmul(ctx: Context, node: fx.Node, left: Any, right: Any) -> None:
+    a, b = ctx[left], ctx[right]
+    if len(a) == 1 and len(b) == 1:
+        ctx.contract(node, left, right, ("y", "y", ""))
+        return
+    batch = LETTERS[: max(len(a), len(b), 2) - 2]
+    rows, columns = ("w" if len(a) > 1 else ""), ("z" if len(b) > 1 else "")
+    on_left = batch[len(batch) - max(len(a) - 2, 0) :] + rows + "y"
+    on_right = batch[len(batch) - max(len(b) - 2, 0) :] + "y" + columns
+    ctx.contract(node, left, right, (on_left, on_right, batch + rows + columns))
+
+
+def addmm(ctx: Context, node: fx.Node) -> None:
+    """c + (m, k) x (k, n) -> (m, n): k contracted, c broadcast."""
+    _matmul(ctx, node, node.args[1], node.args[2])
+    ctx.broadcast(ctx[node], ctx[node.args[0]])
+
+
+def outer(ctx: Context, node: fx.Node) -> None:
+    """(m), (n) -> (m, n)."""
+    ctx.contract(node, node.args[0], node.args[1], ("w", "z", "wz"))
+
+
+def einsum(ctx: Context, node: fx.Node) -> None:
+    """Einstein summation of one or two operands."""
+    equation = str(node.args[0]).replace(" ", "")
+    operands = tensors(node.args[1])
+    left, _, right = equation.partition("->")
+    terms = left.split(",")
+    free = [c for c in LETTERS + LETTERS.upper() if c not in equation]
+    dots = max((len(ctx[n]) - len(t.replace("...", "")) for n, t in zip(operands, terms, strict=True)), default=0)
+    ellipsis = "".join(free[:dots])
+
+    def expand(term: str, rank: int) -> str:
+        count = rank - len(term.replace("...", ""))
+        return term.replace("...", ellipsis[len(ellipsis) - count :])
+
+    terms = [expand(t, len(ctx[n])) for t, n in zip(terms, operands, strict=True)]
+    if "->" not in equation:
+        counts = "".join(terms)
+        right = ellipsis + "".join(sorted(c for c in set(counts) - set(ellipsis) if counts.count(c) == 1))
+    right = expand(right, len(ctx[node]))
+    if len(operands) == 2:
+        ctx.contract(node, operands[0], operands[1], (terms[0], terms[1], right))
+        return
+    known: dict[str, Cell] = {}
+    for cells, term in [*zip([ctx[n] for n in operands], terms, strict=True), (ctx[node], right)]:
+        for cell, letter in zip(cells, term, strict=True):
+            if letter in known:
+                ctx.unify(cell, known[letter])
+            known.setdefault(letter, cell)
+    if len(operands) > 2:
+        ctx.unruled.append((node, "einsum of more than two operands: contractions are not attributed"))
+
+
+def attention(ctx: Context, node: fx.Node) -> None:
+    """(b, h, s, d), (b, g, t, d), (b, g, t, v) -> (b, h, s, v): d and t contracted, h = g * n."""
+    q, k, v = node.args[:3]
+    cq, ck, cv, out = ctx[q], ctx[k], ctx[v], ctx[node]
+    ctx.unify(cq[-1], ck[-1])
+    ctx.unify(ck[-2], cv[-2])
+    ctx.unify(out[-1], cv[-1])
+    ctx.unify_all(out[:-1], cq[:-1])
+    for a, b, c in zip(cq[:-2], ck[:-2], cv[:-2], strict=False):
+        ctx.unify(b, c)
+        if a.size == b.size:
+            ctx.unify(a, b)
+        elif b.size > 1:
+            ctx.axes.join(a, [b, ctx.axes.new(a.size // b.size, node.name, "group")])
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    if ctx.is_tensor(mask):
+        ctx.broadcast([*cq[:-2], cq[-2], ck[-2]], ctx[mask])  # type: ignore[index]
+    ctx.product(node, q, k, ((cq[-1], ck[-1]),), tuple(cq[:-2]))
+
+
+def grouped_mm(ctx: Context, node: fx.Node) -> None:
+    """(n, i) x (e, i, o), offsets (e) -> (n, o): i contracted, e a stack of independent maps."""
+    x, w = node.args[0], node.args[1]
+    cw = ctx[w]
+    ctx.unify(ctx[x][1], cw[1])
+    ctx.unify(ctx[node][1], cw[2])
+    ctx.unify(ctx[node][0], ctx[x][0])
+    ctx.note(cw[0], "stack", node)
+    ctx.note(cw[1], "weight", node)
+    ctx.note(ctx[x][1], "weight", node)
+    ctx.use(node, w, [(cw[0], "stack"), (cw[1], "in"), (cw[2], "out")], x)
+
+
+def recurrent(ctx: Context, node: fx.Node) -> None:
+    """x (.., i), states (l, b, h), w_ih (g*h, i), w_hh (g*h, h), biases (g*h) -> (.., h): i and h contracted."""
+    name = node.target._schema.name  # type: ignore[union-attr]
+    gates = {"lstm": 4, "gru": 3}.get(name.split("::")[1].split(".")[0], 1)
+    x, states, weights = node.args[0], node.args[1], node.args[2]
+    layers, bidirectional = int(node.args[4]), bool(node.args[7])
+    hidden = tensors(states)
+    outs = ctx[node]
+    below: list[Cell] = [ctx[x][-1]]
+    per = len(weights) // (layers * (2 if bidirectional else 1))
+    tensors_of = iter(weights)
+    for layer in range(layers):
+        produced = []
+        for _ in range(2 if bidirectional else 1):
+            group = [next(tensors_of) for _ in range(per)]
+            w_ih, w_hh, *rest = group
+            size = ctx[w_hh][0].size // gates
+            h = ctx.axes.new(size, node.name, f"hidden {layer}")
+            for w in group[:2] + rest[:2] * (per >= 4):
+                count = ctx.axes.new(gates, node.name, "gates")
+                ctx.data([count], node, "gates")
+                ctx.axes.join(ctx[w][0], [count, h])
+            fed = h
+            if per in (3, 5):  # projected LSTM: the state that is fed back is w_hr @ h
+                fed = ctx.axes.new(ctx[rest[-1]][0].size, node.name, f"projection {layer}")
+                ctx.unify(ctx[rest[-1]][0], fed)
+                ctx.unify(ctx[rest[-1]][1], h)
+                _recurrent_use(ctx, node, rest[-1], [(ctx[rest[-1]][0], "out"), (ctx[rest[-1]][1], "in")], x)
+            if len(below) == 1:
+                ctx.unify(ctx[w_ih][1], below[0])
+            else:
+                ctx.axes.concatenate(ctx[w_ih][1], below)
+            ctx.unify(ctx[w_hh][1], fed)
+            ctx.note(below[0] if len(below) == 1 else ctx[w_ih][1], "weight", node)
+            _recurrent_use(ctx, node, w_ih, [(ctx[w_ih][0], "out"), (ctx[w_ih][1], "in")], x)
+            _recurrent_use(ctx, node, w_hh, [(ctx[w_hh][0], "out"), (ctx[w_hh][1], "in")], x)
+            for state, cell in zip(hidden, (fed, h), strict=False):
+                ctx.unify(ctx[state][-1], cell)
+            for state, cell in zip(outs[1:], (fed, h), strict=False):
+                ctx.unify(state[-1], cell)  # type: ignore[index]
+            produced.append(fed)
+        below = produced
+    sequence = outs[0]
+    ctx.unify_all(sequence[:-1], ctx[x][:-1])  # type: ignore[index, call-overload]
+    if len(below) == 1:
+        ctx.unify(sequence[-1], below[0])  # type: ignore[index]
+    else:
+        ctx.axes.concatenate(sequence[-1], below)  # type: ignore[index]
+
+
+def _recurrent_use(ctx: Context, node: fx.Node, w: fx.Node, kinds: list[tuple[Cell, Kind]], x: fx.Node) -> None:
+    for cell, kind in kinds:
+        if kind == "in":
+            ctx.note(cell, "weight", node)
+    ctx.use(node, w, kinds, x)
+
+
+def bilinear(ctx: Context, node: fx.Node) -> None:
+    """(b, i), (b, j), w (o, i, j) -> (b, o): i and j contracted."""
+    x, y, w = node.args[:3]
+    cw = ctx[w]
+    ctx.unify(ctx[x][-1], cw[1])
+    ctx.unify(ctx[y][-1], cw[2])
+    ctx.unify(ctx[node][-1], cw[0])
+    ctx.unify_all(ctx[node][:-1], ctx[x][:-1])
+    for cell in (cw[1], cw[2]):
+        ctx.note(cell, "weight", node)
+    ctx.use(node, w, [(cw[0], "out"), (cw[1], "in"), (cw[2], "in")], x)
+
+
+RULES: dict[str, Rule] = {
+    "aten.linear": linear,
+    **{f"aten.{n}": matmul for n in "matmul mm bmm mv dot vdot inner".split()},
+    **{f"aten.{n}": addmm for n in "addmm baddbmm addmv".split()},
+    "aten.outer": outer,
+    "aten.einsum": einsum,
+    "aten.scaled_dot_product_attention": attention,
+    "transformers.grouped_mm_fallback": grouped_mm,
+    "aten._grouped_mm": grouped_mm,
+    **{f"aten.{n}": recurrent for n in "lstm gru rnn_tanh rnn_relu".split()},
+    "aten.bilinear": bilinear,
+}

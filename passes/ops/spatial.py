@@ -1,0 +1,150 @@
+"""Convolutions, pooling, resampling: channel axes stay, spatial axes are data."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from autofit.dims import Cell, Kind
+from autofit.passes.ops.context import Context, Rule
+
+
+def convolution(ctx: Context, node: fx.Node) -> None:
+    """x (b, g*i, s), w (g*o, i, taps), bias (g*o) -> (b, g*o, s'): i and taps contracted."""
+    args = dict(zip(("x", "w", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
+    _convolve(ctx, node, args, transposed=False, groups=int(args.get("groups", node.kwargs.get("groups", 1))))
+
+
+def transposed_convolution(ctx: Context, node: fx.Node) -> None:
+    """x (b, g*i, s), w (g*i, o, taps), bias (g*o) -> (b, g*o, s'): i and taps contracted."""
+    names = ("x", "w", "bias", "stride", "padding", "output_padding", "groups")
+    args = dict(zip(names, node.args, strict=False))
+    _convolve(ctx, node, args, transposed=True, groups=int(args.get("groups", node.kwargs.get("groups", 1))))
+
+
+def general_convolution(ctx: Context, node: fx.Node) -> None:
+    """The op behind all convolutions; its seventh argument says whether it is transposed."""
+    args = dict(zip(("x", "w", "bias"), node.args, strict=False))
+    _convolve(ctx, node, args, transposed=bool(node.args[6]), groups=int(node.args[8]))
+
+
+def _convolve(ctx: Context, node: fx.Node, args: dict[str, fx.Node], *, transposed: bool, groups: int) -> None:
+    x, w, bias = args["x"], args["w"], args.get("bias", node.kwargs.get("bias"))
+    cx, cw, out = ctx[x], ctx[w], ctx[node]
+    spatial = len(cw) - 2
+    if len(cx) == spatial + 2:
+        ctx.unify(out[0], cx[0])
+    c_in, c_out = cx[-spatial - 1], out[-spatial - 1]
+    w_in, w_out = (cw[0], cw[1]) if transposed else (cw[1], cw[0])
+    kinds: list[tuple[Cell, Kind]] = [(t, "taps") for t in cw[2:]]
+    ctx.data(cw[2:], node, "taps")
+    if groups == 1:
+        ctx.unify(c_in, w_in)
+        ctx.unify(c_out, w_out)
+        kinds += [(w_in, "in"), (w_out, "out")]
+    elif groups == c_in.size and cw[1].size == 1:
+        ctx.unify(c_in, cw[0])  # depthwise: every channel on its own
+        ctx.unify(c_out, cw[0])
+        kinds += [(cw[0], "elementwise"), (cw[1], "taps")]
+    else:
+        kinds += _grouped(ctx, node, c_in, c_out, (w_in, w_out), groups, transposed)
+    for cell, kind in kinds:
+        if kind == "in":
+            ctx.note(cell, "weight", node)
+            ctx.note(c_in, "weight", node)
+    if ctx.is_tensor(bias):
+        ctx.unify(ctx[bias][0], c_out)  # type: ignore[index]
+    ctx.data(out[len(out) - spatial :], node)
+    if ctx.origin[w.name] == "weight":
+        ctx.use(node, w, kinds, x)
+
+
+def _grouped(
+    ctx: Context,
+    node: fx.Node,
+    c_in: Cell,
+    c_out: Cell,
+    weight: tuple[Cell, Cell],
+    groups: int,
+    transposed: bool,
+) -> list[tuple[Cell, Kind]]:
+    """Groups are a stack of independent maps; one axis of the weight is (group x channels)."""
+    stack = ctx.axes.new(groups, node.name, "groups")
+    each_in = ctx.axes.new(c_in.size // groups, node.name, "in per group")
+    each_out = ctx.axes.new(c_out.size // groups, node.name, "out per group")
+    w_in, w_out = weight
+    ctx.axes.join(c_in, [stack, each_in])
+    ctx.axes.join(c_out, [stack, each_out])
+    if transposed:
+        ctx.axes.join(w_in, [stack, each_in])
+        ctx.unify(w_out, each_out)
+    else:
+        ctx.axes.join(w_out, [stack, each_out])
+        ctx.unify(w_in, each_in)
+    ctx.note(stack, "stack", node)
+    if w_in.size == 1 or each_in.size == 1:
+        return [(w_in, "elementwise"), (w_out, "elementwise")]
+    return [(w_in, "in"), (w_out, "out")]
+
+
+def pooling(ctx: Context, node: fx.Node) -> None:
+    """(b, c, s) -> (b, c, s'): spatial axes are data."""
+    before, value = ctx[node.args[0]], ctx[node]
+    for out in value if value and isinstance(value[0], tuple) else (value,):
+        for i, (o, b) in enumerate(zip(out, before, strict=True)):
+            if i < 2 and len(out) > 2:
+                ctx.unify(o, b)
+            else:
+                ctx.data([o], node)
+
+
+def pixel_shuffle(ctx: Context, node: fx.Node) -> None:
+    """(b, c * k * k, h, w) -> (b, c, h * k, w * k)."""
+    before, out = ctx[node.args[0]], ctx[node]
+    factor = int(node.args[1])
+    taps = ctx.axes.new(factor * factor, node.name, "taps")
+    ctx.data([taps], node, "taps")
+    ctx.unify_all(out[:-3], before[:-3])
+    ctx.axes.join(before[-3], [out[-3], taps])
+    ctx.data(out[-2:], node)
+
+
+def pixel_unshuffle(ctx: Context, node: fx.Node) -> None:
+    """(b, c, h * k, w * k) -> (b, c * k * k, h, w)."""
+    before, out = ctx[node.args[0]], ctx[node]
+    taps = ctx.axes.new(int(node.args[1]) ** 2, node.name, "taps")
+    ctx.data([taps], node, "taps")
+    ctx.unify_all(out[:-3], before[:-3])
+    ctx.axes.join(out[-3], [before[-3], taps])
+    ctx.data(out[-2:], node)
+
+
+def grid_sample(ctx: Context, node: fx.Node) -> None:
+    """x (b, c, h, w), grid (b, h', w', 2) -> (b, c, h', w')."""
+    ctx.unify_all(ctx[node][:2], ctx[node.args[0]][:2])
+    ctx.data(ctx[node][2:], node)
+
+
+RULES: dict[str, Rule] = {
+    **{f"aten.conv{n}d": convolution for n in (1, 2, 3)},
+    **{f"aten.conv_transpose{n}d": transposed_convolution for n in (1, 2, 3)},
+    "aten.convolution": general_convolution,
+    **{
+        f"aten.{kind}_pool{n}d{tail}": pooling
+        for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp")
+        for n in (1, 2, 3)
+        for tail in ("", "_with_indices")
+    },
+    **{
+        f"aten.upsample_{n}": pooling
+        for n in "nearest1d nearest2d nearest3d linear1d bilinear2d bicubic2d trilinear3d".split()
+    },
+    **{f"aten.upsample_{n}.vec": pooling for n in ("nearest2d", "bilinear2d")},
+    "aten._upsample_bilinear2d_aa": pooling,
+    "aten._upsample_bicubic2d_aa": pooling,
+    "aten.reflection_pad1d": pooling,
+    "aten.reflection_pad2d": pooling,
+    "aten.replication_pad2d": pooling,
+    "aten.pixel_shuffle": pixel_shuffle,
+    "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.grid_sampler": grid_sample,
+}

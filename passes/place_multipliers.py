@@ -1,0 +1,239 @@
+"""Find for every site a module boundary, or a weight, that can carry its multiplier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from autofit.errors import LoweringError
+from autofit.flow import CASTS, STRUCTURAL
+from autofit.plan import Carrier
+from autofit.program import module_path, module_paths, op_name
+from autofit.roles import Roles, Site
+
+
+@dataclass(frozen=True)
+class PlaceMultipliers:
+    """``Roles -> {node name: Carrier}``.
+
+    Attributes:
+        modules: the model's modules by path.
+    """
+
+    modules: Mapping[str, nn.Module]
+
+    def __call__(self, roles: Roles) -> dict[str, Carrier]:
+        """Place every multiplier that differs from one.
+
+        Raises:
+            LoweringError: no boundary carries this site's multiplier alone.
+        """
+        placer = _Placer(roles, self.modules)
+        return {s.node.name: placer.place(s) for s in roles.sites if s.multiplier != 1}
+
+
+class _Placer:
+    def __init__(self, roles: Roles, modules: Mapping[str, nn.Module]) -> None:
+        self.roles, self.modules = roles, modules
+        self.dims = roles.growth.dims
+        self.sites = {s.node: s for s in roles.sites}
+        self.calls: dict[str, set[str]] = {}
+        self.inside: dict[str, list[fx.Node]] = {}
+        for node in self.dims.program.calls():
+            for key, path in zip(node.meta.get("nn_module_stack") or {}, module_paths(node), strict=True):
+                self.calls.setdefault(path, set()).add(key)
+                self.inside.setdefault(path, []).append(node)
+
+    def place(self, site: Site) -> Carrier:
+        """Nearest carrier, in the order input of the site's module, output upstream, key, weight."""
+        found = (
+            (self.module_input(site) if site.kind == "readout" else None)
+            or self.module_output(site)
+            or (self.key_input(site) if site.kind == "attention" else None)
+            or self.weight(site)
+        )
+        if found is None:
+            raise LoweringError(
+                f"no module boundary can carry the factor {site.multiplier:g} of this {site.kind} alone",
+                where=site.where,
+                todo="make the projection in front of it a module of its own, or keep the head size fixed",
+            )
+        return found
+
+    def module_input(self, site: Site) -> Carrier | None:
+        """The module around a readout, if nothing else in it reads the value that enters."""
+        path = module_path(site.node)
+        outer = [n for n in site.paths[0] if path not in module_paths(n)]
+        if not path or not outer or not self._all_calls_are_sites(path, site):
+            return None
+        entering = outer[0]
+        on_path = {*site.paths[0], site.node}
+        readers = [n for n in self.inside[path] if any(i not in self.inside[path] and self._is_data(i) for i in n.all_input_nodes)]
+        if any(n not in on_path for n in readers) or entering not in {i for n in readers for i in n.all_input_nodes}:
+            return None
+        return Carrier("input", path)
+
+    def _is_data(self, node: fx.Node) -> bool:
+        return self.dims.origin.get(node.name) == "data"
+
+    def _all_calls_are_sites(self, path: str, site: Site) -> bool:
+        sites = [s for s in self.sites.values() if module_path(s.node) == path and s.kind == site.kind]
+        return len(self.calls[path]) == len(sites) and all(
+            math.isclose(s.multiplier, site.multiplier) for s in sites
+        )
+
+    def module_output(self, site: Site) -> Carrier | None:
+        """An upstream module whose output, or a run of it, goes to this site alone."""
+        for path in site.paths:
+            for node in path:
+                carrier = self._output_of(node, path, site)
+                if carrier is not None:
+                    return carrier
+        return None
+
+    def _output_of(self, node: fx.Node, path: tuple[fx.Node, ...], site: Site) -> Carrier | None:
+        module = module_path(node)
+        owner = next((m for m in module_paths(node)[::-1] if m == module), "")
+        if not owner or not isinstance(node.meta.get("val"), torch.Tensor):
+            return None
+        readers = [u for u in node.users if "_assert" not in op_name(u)]
+        if not readers or any(owner in module_paths(u) for u in readers):
+            return None
+        if len(self.calls[owner]) != 1:
+            return None
+        between = self._between(node, path[0], site.node)
+        if site.kind == "embedding":
+            between = set()
+            mine, others = self._runs(node, {*node.users}, site.node)
+        else:
+            mine, others = self._runs(node, between, site.node, path[0])
+        if mine is None or others is None or mine & others or not mine:
+            return None
+        width = node.meta["val"].shape[-1]
+        return Carrier("output", owner, () if len(mine) == width else _ranges(mine))
+
+    def _between(self, start: fx.Node, end: fx.Node, site: fx.Node) -> set[fx.Node]:
+        """Nodes on any way from ``start`` to ``end``."""
+        above: set[fx.Node] = set()
+        stack = [end]
+        while stack:
+            n = stack.pop()
+            if n not in above:
+                above.add(n)
+                stack += n.all_input_nodes
+        below: set[fx.Node] = set()
+        stack = [start]
+        while stack:
+            n = stack.pop()
+            if n not in below and n is not site:
+                below.add(n)
+                stack += n.users
+        return above & below
+
+    def _runs(
+        self, start: fx.Node, between: set[fx.Node], site: fx.Node, end: fx.Node | None = None
+    ) -> tuple[set[int] | None, set[int] | None]:
+        """Elements of the last axis of ``start`` that go to the site, and those that go elsewhere."""
+        shape = start.meta["val"].shape
+        values: dict[fx.Node, Any] = {start: torch.arange(shape[-1]).expand(shape)}
+        mine: set[int] = set()
+        others: set[int] = set()
+        stack = [start]
+        while stack:
+            node = stack.pop()
+            for user in node.users:
+                if user.op == "output":
+                    others |= _members(values[node])
+                    continue
+                if "_assert" in op_name(user):
+                    continue
+                arrives = user is site and (end is None or node is end)
+                if arrives or (user in between and not _moves(user)):
+                    if not arrives and not self._stays(user, between, site):
+                        return None, None
+                    mine |= _members(values[node])
+                elif _moves(user):
+                    values[user] = _evaluate(user, node, values[node])
+                    stack.append(user)
+                else:
+                    others |= _members(values[node])
+        return mine, others
+
+    def _stays(self, node: fx.Node, between: set[fx.Node], site: fx.Node) -> bool:
+        """Whether everything computed from a node goes to the site and nowhere else."""
+        stack, seen = [node], set()
+        while stack:
+            n = stack.pop()
+            for u in n.users:
+                if u is site or "_assert" in op_name(u) or u in seen:
+                    continue
+                if u not in between:
+                    return False
+                seen.add(u)
+                stack.append(u)
+        return True
+
+    def key_input(self, site: Site) -> Carrier | None:
+        """``nn.MultiheadAttention`` projects inside: scaling the key's input scales the logits, up to a bias
+        term that is constant along the softmax and so has no effect.
+        """
+        for path in module_paths(site.node)[::-1]:
+            module = self.modules.get(path)
+            if isinstance(module, nn.MultiheadAttention):
+                plain = module.bias_k is None and not module.add_zero_attn
+                return Carrier("key", path) if plain and len(self.calls[path]) == 1 else None
+        return None
+
+    def weight(self, site: Site) -> Carrier | None:
+        """The weight whose product this site is, or is homogeneous in, if it is used nowhere else."""
+        if site.kind == "readout":
+            uses = [u for u in self.dims.uses if u.parameter == site.parameter]
+            return Carrier("weight", site.parameter) if len(uses) == 1 else None
+        for path in site.paths:
+            end = path[-1]
+            uses = [u for u in self.dims.uses if u.node is end]
+            mine, others = self._runs(end, self._between(end, path[0], site.node), site.node, path[0])
+            alone = mine is not None and others is not None and not others
+            single = all(sum(v.parameter == u.parameter for v in self.dims.uses) == 1 for u in uses)
+            if uses and alone and single:
+                first, *rest = sorted(uses, key=lambda u: "in" not in u.kinds.values())
+                return Carrier("weight", first.parameter, (), tuple(u.parameter for u in rest))
+        return None
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether an op only moves elements, given one tensor."""
+    name = op_name(node)
+    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | tuple | list)]
+    return (name in STRUCTURAL | CASTS or name == "getitem") and len(tensors) == 1
+
+
+def _evaluate(node: fx.Node, operand: fx.Node, value: Any) -> Any:
+    if op_name(node) in CASTS:
+        return value
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: value if n is operand else n)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _members(value: Any) -> set[int]:
+    if isinstance(value, tuple | list):
+        return set().union(*(_members(v) for v in value))
+    return {int(i) for i in value.unique()}
+
+
+def _ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Sorted half-open runs of a set of indices."""
+    runs: list[list[int]] = []
+    for i in sorted(indices):
+        if runs and runs[-1][1] == i:
+            runs[-1][1] = i + 1
+        else:
+            runs.append([i, i + 1])
+    return tuple((a, b) for a, b in runs)
+
+

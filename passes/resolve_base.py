@@ -1,0 +1,490 @@
+"""Find the dimensions that can grow, name them, and give each its base size."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import fx
+
+from autofit.dims import Axes, Cell, Dims
+from autofit.errors import BaseError, DimensionError
+from autofit.flow import reaching_output
+from autofit.growth import Dimension, Growth
+from autofit.program import Program, describe, op_name, shape_of
+
+HARD = frozenset({"data", "index", "taps", "stacked", "gates"})
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A second capture to compare with.
+
+    Attributes:
+        dims: its axes.
+        std: measured standard deviation of each parameter by name; empty on ``meta``.
+    """
+
+    dims: Dims
+    std: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class BaseShapes:
+    """Base shapes by parameter name, as mup's ``.bsh`` has them; ``None`` marks an axis that does not grow."""
+
+    shapes: Mapping[str, tuple[int | None, ...]]
+
+
+@dataclass(frozen=True)
+class ResolveBase:
+    """``Dims -> Growth``.
+
+    Attributes:
+        base: base size of the main dimension, a mapping ``{dimension: size}``, or a second model.
+        grow: which factor of ``heads x head size`` grows under a numeric base.
+        origin: where the base came from, for messages.
+    """
+
+    base: int | Mapping[str, float] | BaseModel | BaseShapes
+    grow: Literal["heads", "head_dim"] = "heads"
+    origin: str = ""
+
+    def __call__(self, dims: Dims) -> Growth:
+        """Resolve the base.
+
+        Raises:
+            BaseError: the base is invalid or does not fit.
+            DimensionError: nothing can grow.
+        """
+        facts = _Facts(dims, self.grow)
+        dimensions = facts.dimensions()
+        if not dimensions:
+            raise DimensionError(
+                f"no dimension of {dims.program.model_name} can grow: every axis is data, vocabulary, output or taps",
+                todo="check that the example reaches the layers with parameters",
+            )
+        main = facts.main(dimensions)
+        if isinstance(self.base, BaseModel):
+            return _from_model(dims, dimensions, main, self.base)
+        if isinstance(self.base, BaseShapes):
+            return _from_shapes(dims, dimensions, main, self.base, self.origin)
+        if isinstance(self.base, Mapping):
+            return _from_mapping(dims, dimensions, main, self.base, self.origin or "mapping")
+        return _from_number(dims, dimensions, main, self.base)
+
+
+class _Facts:
+    """Evidence by indivisible cell."""
+
+    def __init__(self, dims: Dims, grow: str) -> None:
+        self.dims, self.axes, self.grow = dims, dims.axes, grow
+        self.kinds: dict[int, set[str]] = {}
+        self.first: dict[tuple[int, str], str] = {}
+        for fact in dims.evidence:
+            for atom in self.axes.atoms(fact.cell):
+                self.kinds.setdefault(atom.serial, set()).add(fact.kind)
+                self.first.setdefault((atom.serial, fact.kind), fact.node)
+        self.heads: set[int] = set()
+        self.summed: set[int] = set()
+        for product in dims.products:
+            self.heads |= {a.serial for c in product.batch for a in self.axes.atoms(c)}
+            self.summed |= {a.serial for pair in product.contracted for a in self.axes.atoms(pair[0])}
+
+    def growable(self, atom: Cell) -> bool:
+        """Whether an indivisible cell may have another size in a smaller model of the same kind."""
+        kinds = self.kinds.get(atom.serial, set())
+        if atom.fixed or kinds & HARD:
+            return False
+        return "weight" in kinds or ("activations" in kinds and not kinds & {"stack", "output"})
+
+    def products(self) -> list[tuple[tuple[Cell, ...], ...]]:
+        """All factorizations with more than one growable factor, each once; a factor is its growable atoms."""
+        found: dict[tuple[tuple[int, ...], ...], tuple[tuple[Cell, ...], ...]] = {}
+        for cell in self.axes.cells:
+            if cell.parent is cell and cell.kind == "product":
+                factors = [
+                    tuple(a for a in self.axes.atoms(f) if self.growable(a)) for f in self.axes.factors(cell)
+                ]
+                kept = tuple(f for f in factors if f)
+                if len(kept) > 1:
+                    found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
+        return list(found.values())
+
+    def followers(self) -> dict[int, str]:
+        """Growable cells that keep their size under a numeric base, with the reason.
+
+        Of the factors of one axis exactly one grows, or the axis would grow with the square.
+        """
+        products = self.products()
+        count = Counter(a.serial for p in products for f in p for a in f)
+        reasons: dict[int, str] = {}
+        for cell in self._atoms():
+            kinds = self.kinds.get(cell.serial, set())
+            if self.growable(cell) and "weight" not in kinds and self.grow == "heads":
+                reasons[cell.serial] = "summed only between activations (head size)"
+        for factors in products:
+            free = [f for f in factors if not all(a.serial in reasons for a in f)]
+            if len(free) < 2:
+                continue
+            lead = self._lead(free, count)
+            shown = " x ".join(str(sum(a.size for a in f)) for f in factors)
+            for factor in free:
+                if factor is not lead:
+                    reasons |= {a.serial: f"the other factor of {shown} grows" for a in factor}
+        for factors in products:
+            if all(a.serial in reasons for f in factors for a in f):
+                for a in self._lead(list(factors), count):
+                    del reasons[a.serial]
+        return reasons
+
+    def _lead(self, factors: list[tuple[Cell, ...]], count: Counter[int]) -> tuple[Cell, ...]:
+        heads = [f for f in factors if any(a.serial in self.heads for a in f)]
+        others = [f for f in factors if f not in heads]
+        if heads and others:
+            factors = heads if self.grow == "heads" else others
+        elif self.grow == "head_dim":
+            summed = [f for f in factors if any(a.serial in self.summed for a in f)]
+            factors = summed or factors
+        return max(factors, key=lambda f: (count[f[0].serial], -f[0].serial))
+
+    def _atoms(self) -> Iterable[Cell]:
+        return (c for c in self.axes.cells if c.parent is c and c.kind == "atom")
+
+    def dimensions(self) -> list[Dimension]:
+        """Growable dimensions, named, with base equal to size."""
+        followers = self.followers()
+        labels: dict[int, tuple[int, str]] = {}
+        for parameter in self.dims.program.parameters:
+            path = parameter.name.rpartition(".")[0] or parameter.name
+            for cell in self.dims.of_parameter.get(parameter.name, ()):
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
+                for at, atom in enumerate(atoms):
+                    best = labels.get(atom.serial)
+                    if self.growable(atom) and (best is None or len(atoms) < best[0]):
+                        labels[atom.serial] = (len(atoms), self._label(path, atom, atoms, at))
+        for atom in self._atoms():
+            if self.growable(atom) and atom.serial not in labels and atom.size > 1:
+                labels[atom.serial] = (0, f"{atom.owner}[{atom.axis}]")
+        groups: dict[tuple[str, int, bool], list[Cell]] = {}
+        for serial, (_, label) in labels.items():
+            cell = self.axes.cells[serial]
+            groups.setdefault((label, cell.size, serial in followers), []).append(cell)
+        same = Counter(label for label, _, _ in groups)
+        seen: Counter[str] = Counter()
+        found = []
+        for (label, size, follows), members in groups.items():
+            if same[label] > 1:
+                seen[label] += 1
+                label = f"{label}[{seen[label] - 1}]"
+            aliases = tuple(k for k, v in self.dims.program.config.items() if v == size)
+            reason = followers.get(members[0].serial) or self._why_grows(members[0])
+            name = aliases[0] if len(aliases) == 1 and not follows else label
+            serials = frozenset(c.serial for c in members)
+            found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials))
+        return _unique_names(found)
+
+    def _label(self, path: str, atom: Cell, atoms: list[Cell], at: int) -> str:
+        suffix = ""
+        if len(atoms) > 1:
+            if atom.serial in self.heads:
+                suffix = ".heads"
+            elif atom.serial in self.summed:
+                suffix = ".head_dim"
+            else:
+                suffix = f".part{at}"
+        return re.sub(r"(?<![^.])\d+(?![^.])", "*", path + suffix)
+
+    def _why_grows(self, atom: Cell) -> str:
+        for kind, text in (("weight", "contracted with a weight"), ("activations", "summed between activations")):
+            node = self.first.get((atom.serial, kind))
+            if node:
+                by_name = {n.name: n for n in self.dims.program.graph.nodes}
+                return f"{text} in {describe(by_name[node])}"
+        return "part of a contracted axis"
+
+    def main(self, dimensions: list[Dimension]) -> Dimension:
+        """The growing dimension that the last readout contracts, else the one most often contracted."""
+        by_cell = {c: d for d in dimensions for c in d.cells if d.grows}
+        reaches = reaching_output(
+            self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c))
+        )
+        best: Dimension | None = None
+        count: Counter[str] = Counter()
+        for use in self.dims.uses:
+            grown = [by_cell[a.serial] for c, k in use.cells if k == "in" for a in self.axes.atoms(c) if a.serial in by_cell]
+            out_grows = any(a.serial in by_cell for c, k in use.cells if k == "out" for a in self.axes.atoms(c))
+            for d in grown:
+                count[d.name] += 1
+            if grown and not out_grows and use.node.name in reaches:
+                best = grown[0]
+        if best:
+            return best
+        if not count:
+            return next(d for d in dimensions if d.grows)
+        name = count.most_common(1)[0][0]
+        return next(d for d in dimensions if d.name == name)
+
+
+def _unique_names(found: list[Dimension]) -> list[Dimension]:
+    """One dimension per name: config fields that several labels share join them, or give way to labels."""
+    merged: dict[tuple[str, int, bool], Dimension] = {}
+    for d in found:
+        key = (d.name, d.size, d.grows)
+        if key in merged:
+            merged[key] = replace(merged[key], cells=merged[key].cells | d.cells)
+        else:
+            merged[key] = d
+    names = Counter(d.name for d in merged.values())
+    return [d if names[d.name] == 1 else replace(d, name=d.label) for d in merged.values()]
+
+
+def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, base: int) -> Growth:
+    if isinstance(base, bool) or not isinstance(base, int | float) or not math.isfinite(base) or base <= 0:
+        raise BaseError(f"base={base!r} is not a positive number", todo="pass the base width, e.g. base=256")
+    ratio = main.size / base
+    resolved = tuple(replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions)
+    return Growth(dims, resolved, f"{main.name} = {base:g}", main.name)
+
+
+def _from_mapping(
+    dims: Dims, dimensions: list[Dimension], main: Dimension, base: Mapping[str, float], origin: str
+) -> Growth:
+    for key, value in base.items():
+        bad = isinstance(value, bool) or not isinstance(value, int | float)
+        if bad or not math.isfinite(value) or value <= 0:
+            raise BaseError(f"base size of {key!r} is {value!r}, not a positive number", where=origin)
+    used: set[str] = set()
+    sized, missing = [], []
+    for d in dimensions:
+        keys = [k for k in dict.fromkeys((d.name, d.label, *d.aliases)) if k in base]
+        if not keys:
+            if d.grows:
+                missing.append(d)
+            sized.append(d)
+            continue
+        used.add(keys[0])
+        sized.append(replace(d, base=float(base[keys[0]])))
+    unknown = [k for k in base if k not in used and not any(k in d.aliases for d in dimensions)]
+    known = ", ".join(f"{d.name} (= {d.size})" for d in dimensions)
+    if unknown:
+        raise BaseError(
+            f"the base names {unknown[0]!r}, but {dims.program.model_name} has no such dimension",
+            where=origin,
+            todo=f"use these names: {known}",
+        )
+    if missing:
+        raise BaseError(
+            f"the base gives no size for {missing[0].name!r}, which can grow ({missing[0].reason})",
+            where=origin,
+            todo="add it with its size in the base model, or with its own size "
+            f"{missing[0].size} if it does not change; all dimensions: {known}",
+        )
+    return Growth(dims, _settle(sized), origin, main.name)
+
+
+def _settle(sized: Iterable[Dimension]) -> tuple[Dimension, ...]:
+    """A dimension of equal size in base and model is fixed, unless the model *is* the base."""
+    sized = list(sized)
+    if all(d.base == d.size for d in sized):
+        return tuple(sized)
+    return tuple(
+        replace(d, grows=d.base != d.size, reason=d.reason if d.base != d.size else "same size in the base")
+        for d in sized
+    )
+
+
+def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseModel) -> Growth:
+    mine = {p.name: p for p in dims.program.parameters}
+    theirs = {p.name: p for p in base.dims.program.parameters}
+    if mine.keys() != theirs.keys():
+        return _from_other_depth(dims, dimensions, main, base)
+    for name, p in mine.items():
+        if len(p.shape) != len(theirs[name].shape):
+            raise BaseError(
+                f"the base does not match: {name} has shape {tuple(theirs[name].shape)} there, {tuple(p.shape)} here",
+                todo="use the same architecture, only narrower",
+            )
+    difference = first_difference(dims.program, base.dims.program)
+    notes = ()
+    sizes: list[tuple[Cell, int, str]] = [
+        (cell, size, name)
+        for name in mine
+        for cell, size in zip(dims.of_parameter.get(name, ()), theirs[name].shape, strict=False)
+    ]
+    constants = None
+    if difference is None:
+        pairs = list(zip(dims.program.graph.nodes, base.dims.program.graph.nodes, strict=True))
+        for node, other in pairs:
+            value = node.meta.get("val")
+            if dims.origin.get(node.name) == "data" and shape_of(value):
+                cells = [c for c in dims.of[node.name] if isinstance(c, Cell)]
+                sizes += [(c, s, node.name) for c, s in zip(cells, shape_of(other.meta.get("val")), strict=False)]
+        constants = _constants(pairs)
+    else:
+        notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
+    solved = _solve(dims, dimensions, sizes)
+    return Growth(
+        dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes
+    )
+
+
+def _from_shapes(
+    dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseShapes, origin: str
+) -> Growth:
+    sizes: list[tuple[Cell, int, str]] = []
+    for p in dims.program.parameters:
+        name = next((n for n in p.names if n in base.shapes), None)
+        if name is None or len(base.shapes[name]) != len(p.shape):
+            found = "is missing" if name is None else f"has {len(base.shapes[name])} axes"
+            raise BaseError(f"{p.name} {found} in the base shapes", where=origin)
+        cells = dims.of_parameter.get(p.name, ())
+        sizes += [(c, s or c.size, p.name) for c, s in zip(cells, base.shapes[name], strict=False)]
+    return Growth(dims, _settle(_solve(dims, dimensions, sizes)), origin, main.name)
+
+
+def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int, str]]) -> list[Dimension]:
+    """Base size of every dimension from base sizes of whole axes."""
+    axes, of_cell = dims.axes, {c: d for d in dimensions for c in d.cells}
+    known: dict[int, tuple[int, str]] = {}
+
+    def settle(atom: Cell, size: float, where: str) -> bool:
+        if size != int(size) or size <= 0:
+            raise BaseError(f"{where} cannot be divided in the base as it is here", where=axes.show(atom))
+        before = known.get(atom.serial)
+        if before is None:
+            known[atom.serial] = (int(size), where)
+            return True
+        if before[0] != size:
+            _disagree(dims, atom, before, (int(size), where))
+        return False
+
+    pending = [(axes.find(c), s, w) for c, s, w in sizes]
+    while pending:
+        left, progress = [], False
+        for root, size, where in pending:
+            if root.kind == "atom":
+                progress |= settle(root, size, where)
+                continue
+            parts = list(axes.factors(root) if root.kind == "product" else axes.segments(root))
+            total: float = size
+            unknown = []
+            for p in parts:
+                value = _known_size(axes, p, known, of_cell)
+                if value is None:
+                    unknown.append(p)
+                else:
+                    total = total / value if root.kind == "product" else total - value
+            if not unknown:
+                continue
+            same = {axes.find(u).serial for u in unknown}
+            if len(same) == 1 and root.kind == "cat":
+                pending_cell, share = axes.find(unknown[0]), total / len(unknown)
+            elif len(unknown) == 1:
+                pending_cell, share = axes.find(unknown[0]), total
+            else:
+                left.append((root, size, where))
+                continue
+            progress = True
+            if pending_cell.kind == "atom":
+                settle(pending_cell, share, where)
+            else:
+                left.append((pending_cell, int(share), where))
+        if not progress:
+            break
+        pending = left
+    for serial, (size, where) in known.items():
+        cell = axes.cells[serial]
+        if size != cell.size and serial not in of_cell and cell.size > 1:
+            kinds = sorted({e.kind for e in dims.evidence if axes.find(e.cell) is axes.find(cell)})
+            raise BaseError(
+                f"{where}: an axis of {cell.size} is {size} in the base, but it is fixed by its use"
+                f" ({', '.join(kinds) or 'never contracted'})",
+                todo="base and model must agree in data, vocabulary, classes and experts",
+            )
+    resolved = []
+    for d in dimensions:
+        values = {known[c][0] for c in d.cells if c in known}
+        if len(values) > 1:
+            detail = ", ".join(f"{known[c][0]} by {known[c][1]}" for c in list(d.cells)[:2] if c in known)
+            raise BaseError(f"{d.name} has two sizes in the base: {detail}")
+        resolved.append(replace(d, base=float(values.pop()) if values else d.base))
+    return resolved
+
+
+def _known_size(
+    axes: Axes, cell: Cell, known: dict[int, tuple[int, str]], of_cell: Mapping[int, Dimension]
+) -> float | None:
+    root = axes.find(cell)
+    if root.kind == "atom":
+        if root.serial in known:
+            return known[root.serial][0]
+        return root.size if root.serial not in of_cell else None
+    parts = [_known_size(axes, p, known, of_cell) for p in root.parts]
+    if any(p is None for p in parts):
+        return None
+    return math.prod(parts) if root.kind == "product" else sum(parts)  # type: ignore[arg-type]
+
+
+def _disagree(dims: Dims, atom: Cell, before: tuple[int, str], now: tuple[int, str]) -> None:
+    raise BaseError(
+        f"static and differential inference disagree: the program makes {before[1]} and {now[1]} one "
+        f"dimension of {atom.size}, but in the base they are {before[0]} and {now[0]}",
+        todo="check that the base is the same architecture; if it is, please report this model",
+    )
+
+
+def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseModel) -> Growth:
+    def folded(program: Program) -> set[str]:
+        return {re.sub(r"(?<![^.])\d+(?![^.])", "*", p.name) for p in program.parameters}
+
+    only_here, only_there = folded(dims.program) - folded(base.dims.program), folded(base.dims.program) - folded(dims.program)
+    if only_here or only_there:
+        missing = sorted(only_here or only_there)[0]
+        raise BaseError(
+            f"the base is another architecture: {missing} exists only in the {'model' if only_here else 'base'}",
+            where=first_difference(dims.program, base.dims.program),
+            todo="use the same model class, only narrower",
+        )
+    if len(base.dims.program.parameters) > len(dims.program.parameters):
+        raise BaseError(
+            f"the base is deeper than the model ({len(base.dims.program.parameters)} parameters against "
+            f"{len(dims.program.parameters)})",
+            where=first_difference(dims.program, base.dims.program),
+            todo="use a base of the same depth or less",
+        )
+    theirs = {d.label: d.size for d in _Facts(base.dims, "heads").dimensions()}
+    sized = [replace(d, base=float(theirs.get(d.label, d.size))) for d in dimensions]
+    unmatched = [d.name for d in dimensions if d.grows and d.label not in theirs]
+    if unmatched:
+        raise BaseError(f"the base has no dimension that corresponds to {unmatched[0]}")
+    note = "the base has fewer layers: constants are judged from one model alone"
+    return Growth(dims, _settle(sized), "second model of other depth", main.name, None, dict(base.std) or None, (note,))
+
+
+def first_difference(here: Program, there: Program) -> str | None:
+    """The first node at which two programs differ, in words; ``None`` if they run the same ops."""
+    for a, b in zip(here.graph.nodes, there.graph.nodes, strict=False):
+        if a.op != b.op or (a.op == "call_function" and op_name(a) != op_name(b)):
+            return f"{describe(a)} here, {describe(b)} in the base"
+    if len(here.graph.nodes) != len(there.graph.nodes):
+        return f"{len(here.graph.nodes)} ops here, {len(there.graph.nodes)} in the base"
+    return None
+
+
+def _constants(pairs: Iterable[tuple[fx.Node, fx.Node]]) -> dict[tuple[str, str], tuple[float, float]]:
+    found = {}
+    for node, other in pairs:
+        if node.op != "call_function":
+            continue
+        for key, a, b in [
+            *[(str(i), a, b) for i, (a, b) in enumerate(zip(node.args, other.args, strict=False))],
+            *[(k, v, other.kwargs.get(k)) for k, v in node.kwargs.items()],
+        ]:
+            if isinstance(a, int | float) and isinstance(b, int | float) and not isinstance(a, bool):
+                found[node.name, key] = (float(a), float(b))
+    return found
