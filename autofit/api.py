@@ -161,6 +161,7 @@ def analyze(
     make = MakePlan(
         carriers=carriers,
         spreads=spreads(model),
+        shapes={p.name: p.shape for p in dims.program.parameters},
         scheme=scheme,
         bottleneck=bottleneck,
         init=init,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ class Fan:
     ratio: float
 
 
-GAINS = {"1/sqrt(3)": 1 / math.sqrt(3), "1": 1.0, "sqrt(2)": math.sqrt(2), "5/3": 5 / 3}
+GAINS = {"1": 1.0, "sqrt(2)": math.sqrt(2), "1/sqrt(3)": 1 / math.sqrt(3), "5/3": 5 / 3}
 
 
 @dataclass(frozen=True)
@@ -87,42 +87,44 @@ class Law:
     growth: float
 
 
+def pool(spreads: Sequence[Spread]) -> Spread:
+    """One spread for tensors drawn alike."""
+    count = sum(s.count for s in spreads)
+    std = math.sqrt(sum(s.std**2 * s.count for s in spreads) / max(count, 1))
+    mean = sum(s.mean * s.count for s in spreads) / max(count, 1)
+    return Spread(std, mean, max(s.bound for s in spreads), count)
+
+
 def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterable[float]) -> Law:
     """Decide whether a measured std is a constant or follows a fan (RULES 5).
 
-    A normal distribution whose std is one of the model's own configured constants, or a round number, is a
-    constant; otherwise the nearest of the Kaiming, Xavier and torch-default laws within sampling error.
+    A normal distribution whose std is one of the model's own configured constants is a constant. Otherwise
+    the first law of Kaiming, Xavier or torch's default that agrees within sampling error is taken, plain laws
+    before those with a factor for depth; if none does, the std is a constant.
 
     Args:
         spread: measured values.
-        fans: sizes that the std may follow.
+        fans: sizes that the std may follow, most usual first.
         depth: number of repeated layers, for residual-branch factors ``depth^-1/2`` and ``(2 depth)^-1/2``.
-        constants: numbers from the model's configuration.
+        constants: standard deviations from the model's configuration.
     """
     s = spread.std
     if s == 0:
         return Law("constant value", 1.0)
     tolerance = 4 * spread.error + 1e-3
-    depths = {1.0, float(max(depth, 1)), 2.0 * max(depth, 1)}
+    depths = (1.0, float(max(depth, 1)), 2.0 * max(depth, 1))
 
-    def near(a: float, b: float) -> bool:
-        return abs(math.log(a / b)) < tolerance
+    def near(value: float) -> bool:
+        return abs(math.log(s / value)) < tolerance
 
-    if not spread.uniform:
-        for c in constants:
-            if c > 0 and any(near(s, c / math.sqrt(k)) for k in depths):
-                return Law(f"constant {s:.4g}", 1.0)
-        if near(s, float(f"{s:.1g}")) and spread.count >= 1024:
-            plain = [f for f in fans if any(near(s, g / math.sqrt(f.size)) for g in (1.0, math.sqrt(2)))]
-            if not plain:
-                return Law(f"constant {s:.4g}", 1.0)
-    best: tuple[float, Law] | None = None
-    for fan in fans:
-        for gain_name, gain in GAINS.items():
-            for k in sorted(depths):
-                candidate = gain / math.sqrt(fan.size * k)
-                distance = abs(math.log(s / candidate)) + (0 if k == 1 else 1e-3)
-                if distance < tolerance and (best is None or distance < best[0]):
-                    law = Law(f"{fan.name}: {gain_name}/sqrt({fan.size:g})", math.sqrt(fan.ratio))
-                    best = (distance, law)
-    return best[1] if best else Law(f"constant {s:.4g}", 1.0)
+    if not spread.uniform and any(c > 0 and near(c / math.sqrt(k)) for c in constants for k in depths):
+        return Law(f"constant {s:.4g}", 1.0)
+    fans = list(fans)
+    gains = sorted(GAINS.items(), key=lambda g: g[0] != "1/sqrt(3)") if spread.uniform else list(GAINS.items())
+    for k in depths:
+        for fan in fans:
+            for name, gain in gains:
+                if near(gain / math.sqrt(fan.size * k)):
+                    tail = "" if k == 1 else f" / sqrt({k:g})"
+                    return Law(f"{name} / sqrt({fan.name} {fan.size:g}){tail}", math.sqrt(fan.ratio))
+    return Law(f"constant {s:.4g}", 1.0)

@@ -39,6 +39,7 @@ class ParameterRole:
         r_out: growth of the axes that survive.
         fan_in: contracted elements, kernel taps included.
         fan_out: surviving elements.
+        taps: kernel taps, 1 without.
         bottleneck: an output-role weight whose result passes a growing dimension again on every path.
         tied: looked up and contracted: one tensor with two uses.
         segments: role by run of the surviving axis where runs differ, else empty.
@@ -55,6 +56,7 @@ class ParameterRole:
     r_out: float
     fan_in: int
     fan_out: int
+    taps: int
     bottleneck: bool
     tied: bool
     segments: tuple[Segment, ...]

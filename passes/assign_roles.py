@@ -99,7 +99,7 @@ class _Reader:
     def role(self, p: Parameter, uses: list[Use]) -> ParameterRole:
         """One role for all uses of a parameter; lookups come first."""
         if not uses:
-            return ParameterRole(p, "fixed", 1, 1, 1, 1, False, False, (), 1, 1, (), "never used by forward", p.name)
+            return ParameterRole(p, "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "never used by forward", p.name)
         found = [self.role_of_use(u) for u in uses]
         order: list[Role] = ["input", "hidden", "output", "vector", "fixed"]
         looked_up = any("index" in u.kinds.values() for u in uses)
@@ -127,6 +127,7 @@ class _Reader:
             r_out=self.ratio(outs),
             fan_in=math.prod(c.size for c in ins) * taps,
             fan_out=math.prod(c.size for c in outs),
+            taps=taps,
             bottleneck=bottleneck,
             tied=looked_up and contracted,
             segments=self.segments(use) if role in ("hidden", "output") else (),

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from autofit.errors import PlanError
-from autofit.measure import Fan, Law, Spread, find_law
+from autofit.measure import Fan, Law, Spread, find_law, pool
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
 from autofit.roles import ParameterRole, Roles
 from autofit.schemes import power, rules
@@ -22,6 +23,7 @@ class MakePlan:
     Attributes:
         carriers: where each site's multiplier goes, by FX node name.
         spreads: measured initial values by parameter name.
+        shapes: parameter shapes by name.
         scheme: row set of the rule table.
         bottleneck: init of inner bottlenecks, RULES 7.
         init: ``auto`` rescales initial values, ``keep`` touches none.
@@ -30,6 +32,7 @@ class MakePlan:
 
     carriers: Mapping[str, Carrier]
     spreads: Mapping[str, Spread]
+    shapes: Mapping[str, tuple[int, ...]]
     scheme: str = "mup"
     bottleneck: Literal["hidden", "output"] = "hidden"
     init: Literal["auto", "keep"] = "auto"
@@ -91,9 +94,10 @@ class MakePlan:
             row = "bottleneck" if self.bottleneck == "hidden" else "bottleneck as output"
         rule = rules(self.scheme)[row]
         spread = self.spreads.get(r.parameter.name)
+        alike = self.pooled.get(_fold(r.parameter.name, r.parameter.shape))
         law, factor = Law("not measured", 1.0), 1.0
         if spread is not None:
-            law = self._law(r, spread, depth, roles)
+            law = self._law(r, alike or spread, spread, depth, roles)
             target = power(rule.init, r.r_in, r.r_out)
             factor = law.growth * target * fold
         if self.init == "keep" or not (spread and spread.std):
@@ -117,16 +121,29 @@ class MakePlan:
             segments=tuple((s.start, s.stop, s.role) for s in r.segments),
         )
 
-    def _law(self, r: ParameterRole, spread: Spread, depth: int, roles: Roles) -> Law:
+    @cached_property
+    def pooled(self) -> dict[tuple[str, tuple[int, ...]], Spread]:
+        """Spread of all layers' copies of a parameter together; copies of another scale are not pooled."""
+        groups: dict[tuple[str, tuple[int, ...]], list[Spread]] = {}
+        for name, spread in self.spreads.items():
+            groups.setdefault(_fold(name, self.shapes[name]), []).append(spread)
+        alike = {
+            key: members
+            for key, members in groups.items()
+            if max(m.std for m in members) <= min(m.std for m in members) * (1 + 6 * members[0].error)
+        }
+        return {key: pool(members) for key, members in alike.items()}
+
+    def _law(self, r: ParameterRole, alike: Spread, spread: Spread, depth: int, roles: Roles) -> Law:
         base_std = (roles.growth.base_std or {}).get(r.parameter.name)
         fans = [Fan("fan_in", float(r.law_fan), r.r_law)] if r.law_fan > 1 else []
         fans += [f for f in r.sibling_fans if f.size > 1]
         if r.fan_in > 1 and r.fan_out > 1 and r.role in ("hidden", "output", "input"):
-            fans.append(Fan("fan_out", float(r.fan_out), r.r_out))
-            mean = (r.fan_in + r.fan_out) / 2
-            fans.append(Fan("fan_avg", mean, mean / ((r.fan_in / r.r_in + r.fan_out / r.r_out) / 2)))
+            fans.append(Fan("fan_out", float(r.fan_out * r.taps), r.r_out))
+            out = r.fan_out * r.taps
+            fans.append(Fan("fan_avg", (r.fan_in + out) / 2, (r.fan_in + out) / (r.fan_in / r.r_in + out / r.r_out)))
         fans += [Fan("fan_in x head size", r.law_fan * s, r.r_law * q) for s, q in _head_sizes(roles) if r.law_fan > 1]
-        law = find_law(spread, fans, depth, self.constants)
+        law = find_law(alike, fans, depth, self.constants)
         if base_std is None or base_std == 0 or spread.std == 0:
             return law
         growth = base_std / spread.std
@@ -134,6 +151,10 @@ class MakePlan:
             if abs(math.log(growth / candidate)) < 6 * spread.error * max(1.0, math.sqrt(r.r_in * r.r_out)) + 1e-3:
                 return Law(f"measured against the base: x{1 / candidate:.4g}", candidate)
         return Law(f"measured against the base: x{1 / growth:.4g}", growth)
+
+
+def _fold(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name), shape
 
 
 def _depth(roles: Roles) -> int:

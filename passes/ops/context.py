@@ -132,7 +132,7 @@ class Context:
         shared = [k for k in by_letter[0] if k in by_letter[1]]
         contracted = [k for k in shared if k not in by_letter[2]]
         batch = [k for k in shared if k in by_letter[2] and by_letter[0][k].size > 1]
-        origins = self._sides(node, left, right)
+        origins = self._sides(node, left, right, equation)
         for side, (operand, partner) in enumerate([(left, right), (right, left)]):
             if origins[side] != "weight" or origins[1 - side] == "weight":
                 continue
@@ -150,7 +150,9 @@ class Context:
             pairs = tuple((by_letter[0][k], by_letter[1][k]) for k in contracted)
             self.product(node, left, right, pairs, tuple(by_letter[0][k] for k in batch))
 
-    def _sides(self, node: fx.Node, left: fx.Node, right: fx.Node) -> tuple[str, str]:
+    def _sides(
+        self, node: fx.Node, left: fx.Node, right: fx.Node, equation: tuple[str, str, str]
+    ) -> tuple[str, str]:
         """Origins of two operands. Of two weights, the one that was bent by a nonlinear op, or that stands
         in the place of the input, is a table of activations; what is computed from it is data.
         """
@@ -160,9 +162,16 @@ class Context:
             if bent[0] != bent[1] or "linear" in str(node.target):
                 table = bent.index(True) if bent[0] != bent[1] else 0
                 origins[table] = "data"
-                self.elementwise_use(node, (left, right)[table])
+                self._table_use(node, (left, right)[table], equation[table], equation[1 - table])
                 self.origin[node.name] = "data"
         return origins[0], origins[1]
+
+    def _table_use(self, node: fx.Node, table: fx.Node, letters: str, other: str) -> None:
+        """Rows of a table of activations are looked up, its features are what it gives."""
+        kinds: list[tuple[Cell, Kind]] = []
+        for cell, letter in zip(self[table], letters, strict=True):
+            kinds.append((cell, "out" if letter in other else "index"))
+        self.use(node, table, kinds)
 
     def product(
         self,
