@@ -115,14 +115,18 @@ class Flow:
         return Path(tuple(nodes), tuple(factors), self._is_normalized(nodes[-1]))
 
     def downstream(self, start: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[Factor, ...]]:
-        """Walk forward over the single reader of a value, while each only reshapes or scales it."""
+        """Walk forward over the single reader of a value, while each only reshapes or scales it.
+
+        A fused attention op gives no logits: there is nothing to follow behind it.
+        """
         nodes, factors = [start], []
-        while True:
+        while op_name(start) != "aten.scaled_dot_product_attention":
             readers = [u for u in nodes[-1].users if "_assert" not in op_name(u)]
             if len(readers) != 1 or readers[0].op != "call_function":
                 break
             step = self._step(readers[0])
-            if step is None or step[0] is not nodes[-1] or op_name(readers[0]) in SUMS:
+            joins = op_name(readers[0]) in SUMS and len(readers[0].all_input_nodes) > 1
+            if step is None or step[0] is not nodes[-1] or joins:
                 break
             factors += [step[1]] if step[1] else []
             nodes.append(readers[0])

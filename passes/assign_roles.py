@@ -159,7 +159,8 @@ class _Reader:
             return "input", f"sums over fixed {self.shape(ins)}, gives {self.name(outs)}"
         growing = [c for c in others if self.growth.grows(c)]
         if growing:
-            table = any(self.axes.find(c).fixed for c in others if c.size > 1 and not self.growth.grows(c))
+            own = [c for c in self.dims.of_parameter[use.parameter] if c.size > 1 and not self.growth.grows(c)]
+            table = any(all(a.fixed or a.size == 1 for a in self.axes.atoms(c)) for c in own)
             if table and not any(k == "taps" for _, k in use.cells):
                 return "input", f"a table added to data, gives {self.name(growing)}"
             return "vector", f"acts per element of {self.name(growing)}"

@@ -68,14 +68,14 @@ class ResolveBase:
                 f"no dimension of {dims.program.model_name} can grow: every axis is data, vocabulary, output or taps",
                 todo="check that the example reaches the layers with parameters",
             )
-        main = facts.main(dimensions)
+        main, size = facts.main(dimensions)
         if isinstance(self.base, BaseModel):
             return _from_model(dims, dimensions, main, self.base)
         if isinstance(self.base, BaseShapes):
             return _from_shapes(dims, dimensions, main, self.base, self.origin)
         if isinstance(self.base, Mapping):
             return _from_mapping(dims, dimensions, main, self.base, self.origin or "mapping")
-        return _from_number(dims, dimensions, main, self.base)
+        return _from_number(dims, dimensions, main, size, self.base)
 
 
 class _Facts:
@@ -207,27 +207,37 @@ class _Facts:
                 return f"{text} in {describe(by_name[node])}"
         return "part of a contracted axis"
 
-    def main(self, dimensions: list[Dimension]) -> Dimension:
-        """The growing dimension that the last readout contracts, else the one most often contracted."""
+    def main(self, dimensions: list[Dimension]) -> tuple[Dimension, int]:
+        """The growing dimension that the last readout contracts, else the one most often contracted.
+
+        The size is that of the whole contracted axis: heads x head size is one width.
+        """
         by_cell = {c: d for d in dimensions for c in d.cells if d.grows}
         reaches = reaching_output(
             self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c))
         )
-        best: Dimension | None = None
-        count: Counter[str] = Counter()
+        best: tuple[Dimension, int] | None = None
+        count: Counter[tuple[str, int]] = Counter()
         for use in self.dims.uses:
-            grown = [by_cell[a.serial] for c, k in use.cells if k == "in" for a in self.axes.atoms(c) if a.serial in by_cell]
+            grown = [
+                (by_cell[a.serial], c.size)
+                for c, k in use.cells
+                if k == "in"
+                for a in self.axes.atoms(c)
+                if a.serial in by_cell
+            ]
             out_grows = any(a.serial in by_cell for c, k in use.cells if k == "out" for a in self.axes.atoms(c))
-            for d in grown:
-                count[d.name] += 1
+            for d, size in grown:
+                count[d.name, size] += 1
             if grown and not out_grows and use.node.name in reaches:
                 best = grown[0]
         if best:
             return best
         if not count:
-            return next(d for d in dimensions if d.grows)
-        name = count.most_common(1)[0][0]
-        return next(d for d in dimensions if d.name == name)
+            first = next(d for d in dimensions if d.grows)
+            return first, first.size
+        (name, size), _ = count.most_common(1)[0]
+        return next(d for d in dimensions if d.name == name), size
 
 
 def _unique_names(found: list[Dimension]) -> list[Dimension]:
@@ -243,12 +253,13 @@ def _unique_names(found: list[Dimension]) -> list[Dimension]:
     return [d if names[d.name] == 1 else replace(d, name=d.label) for d in merged.values()]
 
 
-def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, base: int) -> Growth:
+def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size: int, base: float) -> Growth:
     if isinstance(base, bool) or not isinstance(base, int | float) or not math.isfinite(base) or base <= 0:
         raise BaseError(f"base={base!r} is not a positive number", todo="pass the base width, e.g. base=256")
-    ratio = main.size / base
+    ratio = size / base
     resolved = tuple(replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions)
-    return Growth(dims, resolved, f"{main.name} = {base:g}", main.name)
+    shown = main.name if size == main.size else f"{size} elements along {main.name}"
+    return Growth(dims, resolved, f"{shown} = {base:g}", main.name)
 
 
 def _from_mapping(

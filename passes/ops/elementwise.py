@@ -106,7 +106,7 @@ def _sum_of_product(ctx: Context, node: fx.Node) -> None:
             for i, c in enumerate(ctx[x])
             if i not in reduced and all(len(ctx[o]) >= rank - i and ctx[o][i - rank].size > 1 for o in operands)
         )
-        ctx.product(node, operands[0], operands[1], pairs, batch)
+        ctx.product(x, operands[0], operands[1], pairs, batch)
         return
     weight, partner = sorted(operands, key=lambda o: ctx.origin[o.name] != "weight")
     ctx.uses = [u for u in ctx.uses if not (u.node is x and u.operand is weight)]

@@ -1,0 +1,230 @@
+"""Pre-softmax logits: the factor of RULES 3 on every spelling, with equal weights and a growing head size."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autofit
+
+WIDTH, HEADS, LENGTH = 64, 2, 7
+D = WIDTH // HEADS
+
+
+class Attention(nn.Module):
+    """Self-attention in a chosen spelling; ``logits`` keeps what enters the softmax."""
+
+    def __init__(self, spelling: Callable[..., torch.Tensor], fused: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, WIDTH)
+        self.spelling = spelling
+        self.fused = fused
+        if fused:
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        else:
+            self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out = nn.Linear(WIDTH, 11)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        q, k, v = self.qkv(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (t.unflatten(-1, (HEADS, D)).transpose(1, 2) for t in (q, k, v))
+        y = self.spelling(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def softmax(logits: torch.Tensor) -> torch.Tensor:
+    """The one place where every explicit spelling goes through; tests replace it to see the logits."""
+    return logits.softmax(-1)
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def sdpa_scale(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(D))
+
+
+def matmul_divide(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax(q @ k.transpose(-1, -2) / math.sqrt(D)) @ v
+
+
+def scale_on_q(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax((q * D**-0.5) @ k.mT) @ v
+
+
+def scale_on_k(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax(q @ (k * D**-0.5).mT) @ v
+
+
+def scale_on_both(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax((q * D**-0.25) @ (k * D**-0.25).mT) @ v
+
+
+def einsum(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bhst,bhtd->bhsd", softmax(torch.einsum("bhsd,bhtd->bhst", q, k) * D**-0.5), v)
+
+
+def bmm(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    flat = [t.reshape(-1, LENGTH, D) for t in (q, k, v)]
+    weights = softmax(torch.bmm(flat[0], flat[1].transpose(1, 2)) / D**0.5)
+    return torch.bmm(weights, flat[2]).view_as(v)
+
+
+def baddbmm(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    flat = [t.reshape(-1, LENGTH, D) for t in (q, k, v)]
+    bias = torch.zeros(1, LENGTH, LENGTH, dtype=q.dtype)
+    weights = softmax(torch.baddbmm(bias, flat[0], flat[1].mT, alpha=D**-0.5))
+    return torch.bmm(weights, flat[2]).view_as(v)
+
+
+def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    bias = torch.full((LENGTH, LENGTH), -1e9).triu(1)
+    return softmax(q @ k.mT * D**-0.5 + bias) @ v
+
+
+def unscaled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax(q @ k.mT) @ v
+
+
+def already_mup(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax(q @ k.mT / D) @ v
+
+
+def product_and_sum(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return softmax((q[..., :, None, :] * k[..., None, :, :]).sum(-1) * D**-0.5) @ v
+
+
+def rotary(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    angle = torch.arange(LENGTH)[:, None] * 0.5 ** torch.arange(D // 2)
+    cos, sin = (torch.cat([f(angle)] * 2, -1) for f in (torch.cos, torch.sin))
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat([-b, a], -1) * sin
+
+    return softmax(turn(q) @ turn(k).mT * D**-0.5) @ v
+
+
+# exponent of the head size that each spelling already has; muP asks for -1
+SPELLINGS = {
+    sdpa: -0.5,
+    sdpa_scale: -0.5,
+    matmul_divide: -0.5,
+    scale_on_q: -0.5,
+    scale_on_k: -0.5,
+    scale_on_both: -0.5,
+    einsum: -0.5,
+    bmm: -0.5,
+    baddbmm: -0.5,
+    masked: -0.5,
+    unscaled: 0.0,
+    already_mup: -1.0,
+    product_and_sum: -0.5,
+    rotary: -0.5,
+}
+IDS = torch.arange(3 * LENGTH).reshape(3, LENGTH) % 11
+
+
+def record(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Logits that enter the softmax in one forward pass."""
+    seen: list[torch.Tensor] = []
+
+    def explicit(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.detach())
+        return logits.softmax(-1)
+
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+        logits = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        return explicit(logits) @ v
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "softmax", explicit)
+        patch.setattr(F, "scaled_dot_product_attention", fused)
+        model(IDS)
+    return seen[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda f: f.__name__)
+def test_logits_change_by_the_missing_factor(
+    spelling: Callable[..., torch.Tensor], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    plain = Attention(spelling, fused).double()
+    model = copy.deepcopy(plain)
+    autofit.muify(model, IDS, base=WIDTH // 4, grow="head_dim", init="keep")
+    before, after = record(plain, monkeypatch), record(model, monkeypatch)
+    factor = 4.0 ** (-1.0 - SPELLINGS[spelling])
+    seen = before > -1e8  # an additive mask is no product of activations: it stays
+    torch.testing.assert_close(after[seen], before[seen] * factor, rtol=1e-12, atol=1e-14)
+    assert torch.equal(after[~seen] < -1e8, before[~seen] < -1e8)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda f: f.__name__)
+def test_growing_heads_leave_the_logits_alone(
+    spelling: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Attention(spelling).double()
+    model = copy.deepcopy(plain)
+    autofit.muify(model, IDS, base=WIDTH // 4, grow="heads", init="keep")
+    assert torch.equal(record(plain, monkeypatch), record(model, monkeypatch))
+
+
+class Multihead(nn.Module):
+    """``nn.MultiheadAttention`` projects inside: no boundary between the projection and the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.out = nn.Linear(WIDTH, 11)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        return self.out(self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_multihead_attention_module() -> None:
+    """Scaling the key's input is exact: its bias adds a constant along the softmax."""
+    torch.manual_seed(0)
+    plain = Multihead().double()
+    nn.init.normal_(plain.attention.in_proj_bias)
+    model = copy.deepcopy(plain)
+    autofit.muify(model, IDS, base=WIDTH // 4, grow="head_dim", init="keep")
+    x = plain.embed(IDS)
+    _, after = model.attention(x, x, x, need_weights=True, average_attn_weights=False)
+    w, b = plain.attention.in_proj_weight, plain.attention.in_proj_bias
+    q, k, _ = F.linear(x, w, b).unflatten(-1, (3, HEADS, D)).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(after, (q @ k.mT * (D**-0.5 * 4**-0.5)).softmax(-1))
+
+
+def test_normalized_queries_and_keys_are_left_alone() -> None:
+    class Normed(Attention):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.embed(ids)
+            q, k, v = (t(x).unflatten(-1, (HEADS, D)).transpose(1, 2) for t in (self.q, self.k, self.v))
+            q, k = F.layer_norm(q, (D,)), F.layer_norm(k, (D,))
+            return self.out(self.spelling(q, k, v).transpose(1, 2).flatten(2))
+
+    found = autofit.analyze(Normed(matmul_divide), IDS, base=WIDTH // 4, grow="head_dim")
+    site = next(s for s in found.plan.sites if s.kind == "attention")
+    assert site.multiplier == 1
+    assert "gains set the scale" in site.reason
+    assert any("gains set the scale" in n for n in found.plan.notes)
+
+
+def test_linear_attention_is_refused_with_its_line() -> None:
+    def linear(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return q @ (k.mT @ v)
+
+    with pytest.raises(autofit.PlanError, match=r"unsupported attention site.*linear attention(.|\n)*test_attention") as e:
+        autofit.analyze(Attention(linear), IDS, base=WIDTH // 4, grow="head_dim")
+    assert "grow='heads'" in str(e.value)
