@@ -107,7 +107,7 @@ def _analyze(target: str, base: str, settings: list[str] | None, grow: Grow, str
 
 
 def build(target: str, settings: list[str]) -> nn.Module:
-    """Make the model that a TARGET names, on the ``meta`` device where its values do not matter.
+    """Make the model that a TARGET names.
 
     Raises:
         TargetError: the target or a setting cannot be resolved.
@@ -162,6 +162,9 @@ def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> nn.Module:
     return model
 
 
+MEASURE_UP_TO = 300_000_000
+"""Models with more parameters stay on ``meta``: their initial values are not drawn, and not measured."""
+
 AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
@@ -184,7 +187,7 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
         raise TargetError("hf: targets need transformers", todo="pip install 'autofit[hf]'") from None
     import torch
 
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         if name.endswith(".json"):
             fields = json.loads(Path(name).read_text()) | keywords
@@ -198,6 +201,8 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
         if type(config) in cls._model_mapping:
             with torch.device("meta"):
                 model: nn.Module = cls.from_config(config)
+            if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
+                model = cls.from_config(config)
             return model
     raise TargetError(f"transformers has no model class for hf:{name}")
 

@@ -264,12 +264,12 @@ def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], dims:
             f"base is a {type(base).__name__}",
             todo="pass a number, a model, a function that makes one, a mapping, or the path of a base file",
         )
-    return ResolveBase(base, grow)(dims)  # type: ignore[arg-type]
+    return ResolveBase(base, grow)(dims)
 
 
 def _init_constants(model: nn.Module) -> tuple[float, ...]:
     """Standard deviations that a configuration names: floats between 0 and 1 with ``init`` in their field."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     return tuple(
         float(v)

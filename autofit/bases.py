@@ -59,9 +59,7 @@ def _yaml(path: Path, text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise BaseError(
-            "reading mup's .bsh needs PyYAML", where=str(path), todo="pip install 'autofit[bsh]'"
-        ) from None
+        raise BaseError("reading mup's .bsh needs PyYAML", where=str(path), todo="pip install 'autofit[bsh]'") from None
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

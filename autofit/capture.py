@@ -71,7 +71,7 @@ def _capture_once(model: nn.Module, example: Example) -> Program:
         for n in module.graph.nodes
         if n.op == "placeholder" and n.name not in known and specs.get(n.name) == "USER_INPUT"
     )
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return Program(
         module=module,
         parameters=parameters,
@@ -115,8 +115,7 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
             todo="pass example= with tensors only, or simplify the construct at this line",
         )
     return ExampleError(
-        f"forward of {type(model).__name__} failed on the example ({example}): "
-        f"{type(error).__name__}: {reason}",
+        f"forward of {type(model).__name__} failed on the example ({example}): {type(error).__name__}: {reason}",
         where=line,
         todo="pass example= with the arguments that your training loop passes to the model",
     )
@@ -139,29 +138,31 @@ def _user_frame(error: Exception) -> str | None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every attribute, list, mode and random state that running ``model`` may change."""
-    saved = []
-    for module in model.modules():
-        contents = {
-            k: (v, v.copy()) if isinstance(v, dict | list | set) else (v, None)
-            for k, v in module.__dict__.items()
-        }
-        saved.append((module, contents))
+    saved = [(m, dict(m.__dict__), _contents(m)) for m in model.modules()]
     cpu_state, python_state = torch.get_rng_state(), random.getstate()
     try:
         yield
     finally:
         torch.set_rng_state(cpu_state)
         random.setstate(python_state)
-        for module, contents in saved:
-            for name in [k for k in module.__dict__ if k not in contents]:
-                del module.__dict__[name]
-            for name, (value, copy) in contents.items():
-                module.__dict__[name] = value
-                if copy is not None and list(value) != list(copy) or isinstance(value, dict):
-                    value.clear()
-                    value.update(copy) if isinstance(value, dict | set) else value.extend(copy)
-                elif copy is not None and isinstance(value, list):
-                    value[:] = copy
+        for module, attributes, contents in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, items in contents:
+                _refill(container, items)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Plain containers among a module's attributes, each with a copy of what it holds."""
+    return [(v, v.copy()) for v in module.__dict__.values() if isinstance(v, dict | list | set)]
+
+
+def _refill(container: Any, items: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(items)
+    else:
+        container.update(items)
 
 
 @contextmanager
@@ -258,8 +259,6 @@ def _numbers(config: dict[str, Any], prefix: str = "") -> dict[str, int]:
             found |= _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple) and 0 < len(value) <= 16:
             found |= {
-                f"{prefix}{key}[{i}]": v
-                for i, v in enumerate(value)
-                if isinstance(v, int) and not isinstance(v, bool)
+                f"{prefix}{key}[{i}]": v for i, v in enumerate(value) if isinstance(v, int) and not isinstance(v, bool)
             }
     return found

@@ -8,6 +8,7 @@ graph carry the FX node that imposed them, so that a shortest path answers "why 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -415,13 +416,13 @@ class Dims:
     origin: dict[str, str]
     unruled: tuple[tuple[fx.Node, str], ...] = ()
     _uses: dict[str, list[Use]] = field(default_factory=dict, repr=False, compare=False)
-    _graph: list[nx.Graph] = field(default_factory=list, repr=False, compare=False)
+    _graph: list[nx.Graph[int]] = field(default_factory=list, repr=False, compare=False)
 
     @property
-    def graph(self) -> nx.Graph:
+    def graph(self) -> nx.Graph[int]:
         """Constraint graph: nodes are cell serials, edges carry the name of the FX node behind them."""
         if not self._graph:
-            graph = nx.Graph()
+            graph: nx.Graph[int] = nx.Graph()
             for a, b, node in self.axes.edges:
                 graph.add_edge(a.serial, b.serial, node=node, relation="is")
             for whole, part, node in self.axes.whole_of:
@@ -436,10 +437,7 @@ class Dims:
             return []
         path = nx.shortest_path(graph, a.serial, b.serial)
         cells = self.axes.cells
-        return [
-            (repr(cells[u]), graph.edges[u, v]["node"], repr(cells[v]))
-            for u, v in zip(path, path[1:], strict=False)
-        ]
+        return [(repr(cells[u]), graph.edges[u, v]["node"], repr(cells[v])) for u, v in itertools.pairwise(path)]
 
     def uses_of(self, parameter: Parameter) -> Iterable[Use]:
         """All uses of one parameter, in execution order."""

@@ -194,8 +194,12 @@ class Flow:
         if op_name(node) in NORMS:
             return True
         if op_name(node) in ("aten.mul", "aten.div", "aten.add"):
-            operands = [n for n in node.all_input_nodes]
-            if any(op_name(n) in NORMS | {"aten.sqrt", "aten.linalg_vector_norm"} for n in operands if n.op == "call_function"):
+            operands = list(node.all_input_nodes)
+            if any(
+                op_name(n) in NORMS | {"aten.sqrt", "aten.linalg_vector_norm"}
+                for n in operands
+                if n.op == "call_function"
+            ):
                 return True
             inner = [n for n in operands if self.dims.origin.get(n.name) == "data"]
             return len(inner) == 1 and any(self._is_normalized(n) for n in self.upstream(inner[0]).nodes[-1:])

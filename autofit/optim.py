@@ -121,7 +121,7 @@ def param_groups(
         OptimizerError: unknown optimizer, a number that is none, or groups that miss or repeat parameters.
     """
     cls, rule = optimizer_class(optimizer)
-    accepted = inspect.signature(cls.__init__).parameters
+    accepted = inspect.signature(cls).parameters
     defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
     settings = {"lr": check_number("lr", lr)}
     for key, value in (("weight_decay", weight_decay), ("eps", eps)):
@@ -143,12 +143,11 @@ def param_groups(
         for key, factor in factors(plan, plan.parameters[name], rule, scale_eps=scale_eps).items():
             if key in values:
                 values[key] = check_number(f"{key} of {name}", values[key]) * factor
-        key = tuple(sorted((k, repr(v)) for k, v in values.items()))
-        group = merged.setdefault(key, {"params": [], "param_names": [], **values})
+        setting = tuple(sorted((k, repr(v)) for k, v in values.items()))
+        group = merged.setdefault(setting, {"params": [], "param_names": [], **values})
         group["params"].append(p)
         group["param_names"].append(name)
-    result = sorted(merged.values(), key=lambda g: order[id(g["params"][0])])
-    return result
+    return sorted(merged.values(), key=lambda g: order[id(g["params"][0])])
 
 
 def _unique_named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -168,7 +167,7 @@ def _assigned(
         return [({}, p) for _, p in named]
     known = {id(p): n for n, p in named}
     seen: set[int] = set()
-    found: list[tuple[dict[str, Any], nn.Parameter]] = []
+    found: list[tuple[dict[str, Any], Any]] = []
     for group in groups:
         own = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         params = group["params"]

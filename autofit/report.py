@@ -95,7 +95,8 @@ def renderables(plan: Plan, roles: Roles, model: nn.Module) -> Iterator[Renderab
         (f"{plan.model}", "bold"),
         f": {count:,} parameters in {len(plan.parameters)} tensors, scheme {plan.scheme}, base {growth.base_kind}",
     )
-    yield Text(f"captured by {program.front_end}: {sum(1 for _ in program.calls())} ops; " + "; ".join(program.notes))
+    captured = f"captured by {program.front_end}: {sum(1 for _ in program.calls())} ops"
+    yield Text("; ".join((captured, *program.notes)))
     yield Text()
     yield _dimensions(roles)
     yield _parameters(plan)
@@ -130,11 +131,17 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _dimensions(roles: Roles) -> Table:
-    table = _table("Dimensions that can grow", "dimension", "size", "base", "ratio", "", right=("size", "base", "ratio"))
+    table = _table(
+        "Dimensions that can grow", "dimension", "size", "base", "ratio", "", right=("size", "base", "ratio")
+    )
     for d in roles.growth.dimensions:
         main = " (main)" if d.name == roles.growth.main else ""
         table.add_row(
-            d.name + main, str(d.size), _number(d.base), f"x{_number(d.ratio)}", "grows" if d.grows else "fixed"
+            d.name + main,
+            str(d.size),
+            _number(d.base),
+            f"x{_number(d.ratio)}",
+            "grows" if d.grows else "fixed",
         )
     return table
 
@@ -144,7 +151,8 @@ def _parameters(plan: Plan) -> Table:
     rows: dict[tuple[Any, ...], list[ParameterPlan]] = {}
     for p in plan.parameters.values():
         rule = optim.factors(plan, p, "adamw")
-        rows.setdefault((p.role, p.rule, p.r_in, p.r_out, round(p.init_factor, 9), rule["lr"], p.segments != ()), []).append(p)
+        key = (p.role, p.rule, p.r_in, p.r_out, round(p.init_factor, 9), rule["lr"], p.segments != ())
+        rows.setdefault(key, []).append(p)
     for role in ROLE_ORDER:
         for key, members in rows.items():
             if key[0] != role:
@@ -152,11 +160,14 @@ def _parameters(plan: Plan) -> Table:
             label = f"{role}*" if members[0].rule.startswith("bottleneck") else role
             label += " +runs" if key[6] else ""
             for at, name in enumerate(fold_names(p.name for p in members)):
-                cells = (f"x{_number(key[2])}", f"x{_number(key[3])}", f"x{_number(key[4])}", f"x{_number(key[5])}")
+                init = f"x{_number(key[4])}" if members[0].init_std is not None else "?"
+                cells = (f"x{_number(key[2])}", f"x{_number(key[3])}", init, f"x{_number(key[5])}")
                 table.add_row(name, label if at == 0 else "", *(cells if at == 0 else ("",) * 4))
     table.caption = "in, out: growth of contracted and surviving axes; init: factor now applied; lr: Adam factor"
     if any(p.rule.startswith("bottleneck") for p in plan.parameters.values()):
         table.caption += "; *: inner bottleneck"
+    if any(p.init_std is None for p in plan.parameters.values()):
+        table.caption += "; ?: no values here, init not measured"
     table.caption_justify = "left"
     return table
 
@@ -179,13 +190,23 @@ def _sites(plan: Plan) -> Iterator[RenderableType]:
 
 def _carrier(carrier: Carrier) -> str:
     part = f" (elements {', '.join(f'{a}:{b}' for a, b in carrier.indices[:3])})" if carrier.indices else ""
-    words = {"input": "the input of", "output": "the output of", "key": "the key of", "weight": "the init and lr of"}
+    words = {
+        "input": "the input of",
+        "output": "the output of",
+        "key": "the key of",
+        "weight": "the init and lr of",
+    }
     return f"{words.get(carrier.place, '')} {carrier.path}{part}"
 
 
 def _groups(plan: Plan, model: nn.Module) -> Table:
     table = _table(
-        "AdamW groups (factors on your lr, weight decay, eps)", "group", "lr", "wd", "eps", "tensors",
+        "AdamW groups (factors on your lr, weight decay, eps)",
+        "group",
+        "lr",
+        "wd",
+        "eps",
+        "tensors",
         right=("group", "lr", "wd", "eps", "tensors"),
     )
     found: dict[tuple[float, float, float], int] = {}
@@ -248,18 +269,21 @@ def _explain_parameter(p: ParameterPlan, roles: Roles) -> Iterator[str]:
         yield f"  tied: {' = '.join(p.names)}"
     yield f"  because: {p.reason}"
     yield f"  growth: contracted x{_number(p.r_in)}, surviving x{_number(p.r_out)}"
-    yield f"  init: std {_number(p.init_std or 0)} ({p.init_law}), times {_number(p.init_factor)}"
+    if p.init_std is None:
+        yield "  init: not measured, the tensor holds no values"
+    else:
+        yield f"  init: std {_number(p.init_std)} ({p.init_law}), times {_number(p.init_factor)}"
     for use in growth.dims.uses_of(growth.dims.program.parameter(p.name)):
         kinds = ", ".join(f"axis {i}: {k}" for i, k in sorted(use.kinds.items()))
         yield f"  used in {describe(use.node)}"
         yield f"    {kinds}"
     own = growth.dims.of_parameter.get(p.name, ())
     for i, cell in enumerate(own):
-        for atom in growth.dims.axes.atoms(cell):
+        for atom in dict.fromkeys(growth.dims.axes.atoms(cell)):
             d = growth.dimension(atom)
             if d is None:
-                kinds = sorted({e.kind for e in growth.dims.evidence if growth.dims.axes.find(e.cell) is atom})
-                yield f"  axis {i} has {atom.size} fixed elements ({', '.join(kinds) or 'never contracted'})"
+                facts = sorted({e.kind for e in growth.dims.evidence if growth.dims.axes.find(e.cell) is atom})
+                yield f"  axis {i} has {atom.size} fixed elements ({', '.join(facts) or 'never contracted'})"
                 continue
             yield f"  axis {i} has {d.name} = {d.size}: {d.reason}"
             yield from (f"    {step}" for step in _to_evidence(roles, cell, atom))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import fx
 
@@ -106,9 +107,10 @@ def _added_runs(site: fx.Node, runs: tuple[tuple[int, int], ...], added: set[fx.
             continue
         seen.add(node)
         if node in added and op_name(node) == "aten.cat":
-            scaled = [p for p in node.args[0] if op_name(p) == "aten.mul"]  # type: ignore[union-attr]
-            values = {float(p.args[1]) for p in scaled}  # type: ignore[union-attr, arg-type]
-            widths = sum(p.meta["val"].shape[-1] for p in scaled)  # type: ignore[union-attr]
+            parts: Any = node.args[0]
+            scaled = [p for p in parts if op_name(p) == "aten.mul"]
+            values = {float(p.args[1]) for p in scaled}
+            widths = sum(p.meta["val"].shape[-1] for p in scaled)
             if len(values) == 1 and widths == sum(b - a for a, b in runs):
                 return values.pop()
             return math.nan

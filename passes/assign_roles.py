@@ -150,7 +150,9 @@ class _Reader:
         grows_in = any(self.growth.grows(c) for c in ins)
         grows_out = any(self.growth.grows(c) for c in outs)
         if "index" in use.kinds.values():
-            return ("input", f"looked up, gives {self.name(outs)}") if grows_out else ("fixed", "looked up, nothing grows")
+            return (
+                ("input", f"looked up, gives {self.name(outs)}") if grows_out else ("fixed", "looked up, nothing grows")
+            )
         if grows_in and grows_out:
             return "hidden", f"sums over {self.name(ins)}, gives {self.name(outs)}"
         if grows_in:
@@ -169,10 +171,7 @@ class _Reader:
     def name(self, cells: Iterable[Cell]) -> str:
         """Names of the growing dimensions of some axes."""
         names = [
-            d.name
-            for c in cells
-            for a in self.axes.atoms(c)
-            if (d := self.growth.dimension(a)) is not None and d.grows
+            d.name for c in cells for a in self.axes.atoms(c) if (d := self.growth.dimension(a)) is not None and d.grows
         ]
         return " and ".join(dict.fromkeys(names)) or "nothing"
 
@@ -250,17 +249,20 @@ class _Reader:
         _, after = self.flow.downstream(node)
         factors = (*left.factors, *right.factors, *after, *self.own_factors(node, size))
         present, scale, told = self.exponent(factors, size, ratio)
-        treatment, reason = "apply", f"sums {size} products of activations; scale {scale:.6g}{told}"
+        treatment, reason = "apply", f"sums {size} products of activations{told}"
         feeds = {p.node for p in self.dims.products}
         if not grows:
-            treatment, reason = "nothing", f"the {size} summed elements do not grow; scale {scale:.6g} stays"
+            treatment, reason = "nothing", f"the {size} summed elements do not grow"
         elif left.normalized and right.normalized:
-            treatment, reason = "norm", "both sides are normalized: their gains set the scale, it is left as it is"
+            treatment, reason = (
+                "norm",
+                "both sides are normalized: their gains set the scale, it is left as it is",
+            )
         elif any(n in feeds and n is not node for path in (left, right) for n in path.nodes):
             treatment = "unsupported"
             reason = "one side is itself a sum over products of activations (linear attention)"
         elif present == -1.0:
-            treatment, reason = "nothing", f"already muP: scale {scale:.6g}{told}"
+            treatment, reason = "nothing", f"already muP{told}"
         return Site(
             kind="attention",
             parameter="",
@@ -355,5 +357,3 @@ class _Reader:
             treatment="apply",
             reason=f"multiplied by {scale:.6g}{told}",
         )
-
-

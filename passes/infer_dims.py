@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from autofit.dims import AxisConflictError, Cell, Dims
+from autofit.flow import is_linear
 from autofit.passes.ops import RULES, Context
 from autofit.passes.ops.elementwise import pointwise
-from autofit.flow import is_linear
 from autofit.program import Program, op_name
 
 
@@ -91,9 +91,9 @@ def _apply(ctx: Context, node: fx.Node) -> None:
             ctx.unruled.append((node, str(conflict)))
     if ctx.origin[node.name] == "data":
         for operand in operands:
-            if ctx.origin.get(operand.name) == "weight" and not ctx.recorded(node, operand):
-                if isinstance(operand.meta.get("val"), torch.Tensor):
-                    ctx.elementwise_use(node, operand)
+            is_weight = ctx.is_tensor(operand) and ctx.origin.get(operand.name) == "weight"
+            if is_weight and not ctx.recorded(node, operand):
+                ctx.elementwise_use(node, operand)
 
 
 def _match_by_size(ctx: Context, node: fx.Node) -> None:

@@ -73,7 +73,11 @@ class _Placer:
             return None
         entering = outer[0]
         on_path = {*site.paths[0], site.node}
-        readers = [n for n in self.inside[path] if any(i not in self.inside[path] and self._is_data(i) for i in n.all_input_nodes)]
+        readers = [
+            n
+            for n in self.inside[path]
+            if any(i not in self.inside[path] and self._is_data(i) for i in n.all_input_nodes)
+        ]
         if any(n not in on_path for n in readers) or entering not in {i for n in readers for i in n.all_input_nodes}:
             return None
         return Carrier("input", path)
@@ -83,9 +87,7 @@ class _Placer:
 
     def _all_calls_are_sites(self, path: str, site: Site) -> bool:
         sites = [s for s in self.sites.values() if module_path(s.node) == path and s.kind == site.kind]
-        return len(self.calls[path]) == len(sites) and all(
-            math.isclose(s.multiplier, site.multiplier) for s in sites
-        )
+        return len(self.calls[path]) == len(sites) and all(math.isclose(s.multiplier, site.multiplier) for s in sites)
 
     def module_output(self, site: Site) -> Carrier | None:
         """An upstream module whose output, or a run of it, goes to this site alone."""
@@ -235,5 +237,3 @@ def _ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
         else:
             runs.append([i, i + 1])
     return tuple((a, b) for a, b in runs)
-
-

@@ -107,9 +107,7 @@ class _Facts:
         found: dict[tuple[tuple[int, ...], ...], tuple[tuple[Cell, ...], ...]] = {}
         for cell in self.axes.cells:
             if cell.parent is cell and cell.kind == "product":
-                factors = [
-                    tuple(a for a in self.axes.atoms(f) if self.growable(a)) for f in self.axes.factors(cell)
-                ]
+                factors = [tuple(a for a in self.axes.atoms(f) if self.growable(a)) for f in self.axes.factors(cell)]
                 kept = tuple(f for f in factors if f)
                 if len(kept) > 1:
                     found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
@@ -200,7 +198,10 @@ class _Facts:
         return re.sub(r"(?<![^.])\d+(?![^.])", "*", path + suffix)
 
     def _why_grows(self, atom: Cell) -> str:
-        for kind, text in (("weight", "contracted with a weight"), ("activations", "summed between activations")):
+        for kind, text in (
+            ("weight", "contracted with a weight"),
+            ("activations", "summed between activations"),
+        ):
             node = self.first.get((atom.serial, kind))
             if node:
                 by_name = {n.name: n for n in self.dims.program.graph.nodes}
@@ -213,9 +214,7 @@ class _Facts:
         The size is that of the whole contracted axis: heads x head size is one width.
         """
         by_cell = {c: d for d in dimensions for c in d.cells if d.grows}
-        reaches = reaching_output(
-            self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c))
-        )
+        reaches = reaching_output(self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c)))
         best: tuple[Dimension, int] | None = None
         count: Counter[tuple[str, int]] = Counter()
         for use in self.dims.uses:
@@ -257,7 +256,9 @@ def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size:
     if isinstance(base, bool) or not isinstance(base, int | float) or not math.isfinite(base) or base <= 0:
         raise BaseError(f"base={base!r} is not a positive number", todo="pass the base width, e.g. base=256")
     ratio = size / base
-    resolved = tuple(replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions)
+    resolved = tuple(
+        replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions
+    )
     shown = main.name if size == main.size else f"{size} elements along {main.name}"
     return Growth(dims, resolved, f"{shown} = {base:g}", main.name)
 
@@ -321,7 +322,7 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
                 todo="use the same architecture, only narrower",
             )
     difference = first_difference(dims.program, base.dims.program)
-    notes = ()
+    notes: tuple[str, ...] = ()
     sizes: list[tuple[Cell, int, str]] = [
         (cell, size, name)
         for name in mine
@@ -339,14 +340,10 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
     solved = _solve(dims, dimensions, sizes)
-    return Growth(
-        dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes
-    )
+    return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes)
 
 
-def _from_shapes(
-    dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseShapes, origin: str
-) -> Growth:
+def _from_shapes(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseShapes, origin: str) -> Growth:
     sizes: list[tuple[Cell, int, str]] = []
     for p in dims.program.parameters:
         name = next((n for n in p.names if n in base.shapes), None)
@@ -453,7 +450,10 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
     def folded(program: Program) -> set[str]:
         return {re.sub(r"(?<![^.])\d+(?![^.])", "*", p.name) for p in program.parameters}
 
-    only_here, only_there = folded(dims.program) - folded(base.dims.program), folded(base.dims.program) - folded(dims.program)
+    only_here, only_there = (
+        folded(dims.program) - folded(base.dims.program),
+        folded(base.dims.program) - folded(dims.program),
+    )
     if only_here or only_there:
         missing = sorted(only_here or only_there)[0]
         raise BaseError(

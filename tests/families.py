@@ -338,7 +338,12 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(
         "ResNetForImageClassification",
         "ResNetConfig",
-        {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1], "layer_type": "basic"},
+        {
+            "embedding_size": 16,
+            "hidden_sizes": [16, 24, 32, 40],
+            "depths": [1, 1, 1, 1],
+            "layer_type": "basic",
+        },
         (
             (r"resnet\.embedder\.embedder\.convolution\.weight", "input"),
             (r".*normalization\.(weight|bias)", "vector"),

@@ -225,6 +225,8 @@ def test_linear_attention_is_refused_with_its_line() -> None:
     def linear(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return q @ (k.mT @ v)
 
-    with pytest.raises(autofit.PlanError, match=r"unsupported attention site.*linear attention(.|\n)*test_attention") as e:
+    with pytest.raises(
+        autofit.PlanError, match=r"unsupported attention site.*linear attention(.|\n)*test_attention"
+    ) as e:
         autofit.analyze(Attention(linear), IDS, base=WIDTH // 4, grow="head_dim")
     assert "grow='heads'" in str(e.value)

@@ -18,9 +18,7 @@ def test_every_role_is_the_architectures(name: str) -> None:
     model = family.build()
     keys = list(model.state_dict())
     mu = autofit.muify(model, base=family.main // 2)
-    wrong = {
-        n: (p.role, family.role(n)) for n, p in mu.plan.parameters.items() if p.role != family.role(n)
-    }
+    wrong = {n: (p.role, family.role(n)) for n, p in mu.plan.parameters.items() if p.role != family.role(n)}
     assert not wrong
     for first, second in family.tied:
         assert first in mu.plan.parameters[second].names
@@ -54,7 +52,7 @@ def test_at_the_base_everything_is_bit_identical(name: str) -> None:
     mu = autofit.muify(model, base=family.main)
     plain_optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1)
     optimizer = mu.optimizer("adamw", lr=1e-2, weight_decay=0.1)
-    for net, opt in ((plain, plain_optimizer), (model, optimizer)):
+    for net, _opt in ((plain, plain_optimizer), (model, optimizer)):
         logits(net, inputs).square().mean().backward()
     for p, q in zip(plain.parameters(), model.parameters(), strict=True):
         assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)

@@ -40,7 +40,7 @@ class Context:
             return tuple(self.fresh(node, v) if v is not None else () for v in value)
         return tuple(self.axes.new(s, node.name, i) for i, s in enumerate(shape_of(value)))
 
-    def __getitem__(self, node: fx.Node) -> tuple[Cell, ...]:
+    def __getitem__(self, node: fx.Node) -> Any:
         return self.of[node.name]
 
     def is_tensor(self, value: object) -> bool:
@@ -150,9 +150,7 @@ class Context:
             pairs = tuple((by_letter[0][k], by_letter[1][k]) for k in contracted)
             self.product(node, left, right, pairs, tuple(by_letter[0][k] for k in batch))
 
-    def _sides(
-        self, node: fx.Node, left: fx.Node, right: fx.Node, equation: tuple[str, str, str]
-    ) -> tuple[str, str]:
+    def _sides(self, node: fx.Node, left: fx.Node, right: fx.Node, equation: tuple[str, str, str]) -> tuple[str, str]:
         """Origins of two operands. Of two weights, the one that was bent by a nonlinear op, or that stands
         in the place of the input, is a table of activations; what is computed from it is data.
         """
@@ -214,6 +212,9 @@ class Context:
         return any(u.node is node and u.operand is operand for u in reversed(self.uses))
 
 
-Rule = Callable[[Context, fx.Node], None]
+Call = Any
+"""An FX node that calls an op. Torch types its arguments as one wide union, which says nothing here."""
 
-__all__ = ["AxisConflictError", "Context", "Rule"]
+Rule = Callable[[Context, Call], None]
+
+__all__ = ["AxisConflictError", "Call", "Context", "Rule"]

@@ -7,13 +7,13 @@ from typing import Any
 from torch import fx
 
 from autofit.dims import Cell, Kind
-from autofit.passes.ops.context import Context, Rule
+from autofit.passes.ops.context import Call, Context, Rule
 from autofit.passes.ops.elementwise import tensors
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def linear(ctx: Context, node: fx.Node) -> None:
+def linear(ctx: Context, node: Call) -> None:
     """(b, i) x (o, i), bias (o) -> (b, o): i contracted."""
     x, w = node.args[0], node.args[1]
     batch = LETTERS[: len(ctx[x]) - 1]
@@ -24,12 +24,12 @@ def linear(ctx: Context, node: fx.Node) -> None:
         ctx.unify(ctx[bias][0], ctx[node][-1])
 
 
-def matmul(ctx: Context, node: fx.Node) -> None:
+def matmul(ctx: Context, node: Call) -> None:
     """(..., m, k) x (..., k, n) -> (..., m, n): k contracted, batch axes right-aligned."""
     _matmul(ctx, node, node.args[0], node.args[1])
 
 
-def _matmul(ctx: Context, node: fx.Node, left: Any, right: Any) -> None:
+def _matmul(ctx: Context, node: Call, left: Any, right: Any) -> None:
     a, b = ctx[left], ctx[right]
     if len(a) == 1 and len(b) == 1:
         ctx.contract(node, left, right, ("y", "y", ""))
@@ -41,18 +41,18 @@ def _matmul(ctx: Context, node: fx.Node, left: Any, right: Any) -> None:
     ctx.contract(node, left, right, (on_left, on_right, batch + rows + columns))
 
 
-def addmm(ctx: Context, node: fx.Node) -> None:
+def addmm(ctx: Context, node: Call) -> None:
     """c + (m, k) x (k, n) -> (m, n): k contracted, c broadcast."""
     _matmul(ctx, node, node.args[1], node.args[2])
     ctx.broadcast(ctx[node], ctx[node.args[0]])
 
 
-def outer(ctx: Context, node: fx.Node) -> None:
+def outer(ctx: Context, node: Call) -> None:
     """(m), (n) -> (m, n)."""
     ctx.contract(node, node.args[0], node.args[1], ("w", "z", "wz"))
 
 
-def einsum(ctx: Context, node: fx.Node) -> None:
+def einsum(ctx: Context, node: Call) -> None:
     """Einstein summation of one or two operands."""
     equation = str(node.args[0]).replace(" ", "")
     operands = tensors(node.args[1])
@@ -84,7 +84,7 @@ def einsum(ctx: Context, node: fx.Node) -> None:
         ctx.unruled.append((node, "einsum of more than two operands: contractions are not attributed"))
 
 
-def attention(ctx: Context, node: fx.Node) -> None:
+def attention(ctx: Context, node: Call) -> None:
     """(b, h, s, d), (b, g, t, d), (b, g, t, v) -> (b, h, s, v): d and t contracted, h = g * n."""
     q, k, v = node.args[:3]
     cq, ck, cv, out = ctx[q], ctx[k], ctx[v], ctx[node]
@@ -100,11 +100,11 @@ def attention(ctx: Context, node: fx.Node) -> None:
             ctx.axes.join(a, [b, ctx.axes.new(a.size // b.size, node.name, "group")])
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     if ctx.is_tensor(mask):
-        ctx.broadcast([*cq[:-2], cq[-2], ck[-2]], ctx[mask])  # type: ignore[index]
+        ctx.broadcast([*cq[:-2], cq[-2], ck[-2]], ctx[mask])
     ctx.product(node, q, k, ((cq[-1], ck[-1]),), tuple(cq[:-2]))
 
 
-def grouped_mm(ctx: Context, node: fx.Node) -> None:
+def grouped_mm(ctx: Context, node: Call) -> None:
     """(n, i) x (e, i, o), offsets (e) -> (n, o): i contracted, e a stack of independent maps."""
     x, w = node.args[0], node.args[1]
     cw = ctx[w]
@@ -117,9 +117,9 @@ def grouped_mm(ctx: Context, node: fx.Node) -> None:
     ctx.use(node, w, [(cw[0], "stack"), (cw[1], "in"), (cw[2], "out")], x)
 
 
-def recurrent(ctx: Context, node: fx.Node) -> None:
+def recurrent(ctx: Context, node: Call) -> None:
     """x (.., i), states (l, b, h), w_ih (g*h, i), w_hh (g*h, h), biases (g*h) -> (.., h): i and h contracted."""
-    name = node.target._schema.name  # type: ignore[union-attr]
+    name = node.target._schema.name
     gates = {"lstm": 4, "gru": 3}.get(name.split("::")[1].split(".")[0], 1)
     x, states, weights = node.args[0], node.args[1], node.args[2]
     layers, bidirectional = int(node.args[4]), bool(node.args[7])
@@ -156,25 +156,25 @@ def recurrent(ctx: Context, node: fx.Node) -> None:
             for state, cell in zip(hidden, (fed, h), strict=False):
                 ctx.unify(ctx[state][-1], cell)
             for state, cell in zip(outs[1:], (fed, h), strict=False):
-                ctx.unify(state[-1], cell)  # type: ignore[index]
+                ctx.unify(state[-1], cell)
             produced.append(fed)
         below = produced
     sequence = outs[0]
-    ctx.unify_all(sequence[:-1], ctx[x][:-1])  # type: ignore[index, call-overload]
+    ctx.unify_all(sequence[:-1], ctx[x][:-1])
     if len(below) == 1:
-        ctx.unify(sequence[-1], below[0])  # type: ignore[index]
+        ctx.unify(sequence[-1], below[0])
     else:
-        ctx.axes.concatenate(sequence[-1], below)  # type: ignore[index]
+        ctx.axes.concatenate(sequence[-1], below)
 
 
-def _recurrent_use(ctx: Context, node: fx.Node, w: fx.Node, kinds: list[tuple[Cell, Kind]], x: fx.Node) -> None:
+def _recurrent_use(ctx: Context, node: Call, w: fx.Node, kinds: list[tuple[Cell, Kind]], x: fx.Node) -> None:
     for cell, kind in kinds:
         if kind == "in":
             ctx.note(cell, "weight", node)
     ctx.use(node, w, kinds, x)
 
 
-def bilinear(ctx: Context, node: fx.Node) -> None:
+def bilinear(ctx: Context, node: Call) -> None:
     """(b, i), (b, j), w (o, i, j) -> (b, o): i and j contracted."""
     x, y, w = node.args[:3]
     cw = ctx[w]

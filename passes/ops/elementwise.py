@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import fx
 
-from autofit.passes.ops.context import Context, Rule
+from autofit.dims import Cell, Kind
+from autofit.passes.ops.context import Call, Context, Rule
 
 
 def tensors(value: Any) -> list[fx.Node]:
@@ -17,7 +19,7 @@ def tensors(value: Any) -> list[fx.Node]:
     return found
 
 
-def pointwise(ctx: Context, node: fx.Node) -> None:
+def pointwise(ctx: Context, node: Call) -> None:
     """(..., a) op (..., a) -> (..., a): right-aligned axes are equal."""
     out = ctx[node]
     for operand in tensors((node.args, node.kwargs)):
@@ -25,15 +27,15 @@ def pointwise(ctx: Context, node: fx.Node) -> None:
     _equal_operands(ctx, node)
 
 
-def _equal_operands(ctx: Context, node: fx.Node) -> None:
+def _equal_operands(ctx: Context, node: Call) -> None:
     """Axes that the result does not show (it was broadcast from size 1) still meet pairwise."""
     operands = tensors((node.args, node.kwargs))
-    for a, b in zip(operands, operands[1:], strict=False):
+    for a, b in itertools.pairwise(operands):
         if len(ctx[a]) == len(ctx[b]):
             ctx.broadcast(ctx[a], ctx[b])
 
 
-def unary(ctx: Context, node: fx.Node) -> None:
+def unary(ctx: Context, node: Call) -> None:
     """(..., a) -> (..., a): the first operand's axes, in place."""
     out = ctx[node]
     values = out if out and isinstance(out[0], tuple) else (out,)
@@ -42,12 +44,12 @@ def unary(ctx: Context, node: fx.Node) -> None:
             ctx.unify_all(value, ctx[node.args[0]])
 
 
-def last_axes_norm(ctx: Context, node: fx.Node) -> None:
+def last_axes_norm(ctx: Context, node: Call) -> None:
     """(..., d), gain (d), bias (d) -> (..., d)."""
     pointwise(ctx, node)
 
 
-def channel_norm(ctx: Context, node: fx.Node) -> None:
+def channel_norm(ctx: Context, node: Call) -> None:
     """(b, c, ...), per-channel (c) -> (b, c, ...)."""
     x = node.args[0]
     out = ctx[node][0] if ctx[node] and isinstance(ctx[node][0], tuple) else ctx[node]
@@ -57,7 +59,7 @@ def channel_norm(ctx: Context, node: fx.Node) -> None:
             ctx.unify(ctx[operand][0], ctx[x][1])
 
 
-def reduction(ctx: Context, node: fx.Node) -> None:
+def reduction(ctx: Context, node: Call) -> None:
     """(..., a, ...) -> (..., ...): the reduced axes vanish, the others stay."""
     x = node.args[0]
     before, value = ctx[x], ctx[node]
@@ -72,7 +74,7 @@ def reduction(ctx: Context, node: fx.Node) -> None:
     _sum_of_product(ctx, node)
 
 
-def _reduced(node: fx.Node, rank: int) -> set[int]:
+def _reduced(node: Call, rank: int) -> set[int]:
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     if isinstance(dims, bool) or dims is None:
         return set(range(rank))
@@ -80,7 +82,7 @@ def _reduced(node: fx.Node, rank: int) -> set[int]:
     return {int(d) % rank for d in listed} if listed and rank else set(range(rank))
 
 
-def _sum_of_product(ctx: Context, node: fx.Node) -> None:
+def _sum_of_product(ctx: Context, node: Call) -> None:
     """``(x * y).sum(a)`` is a contraction of x and y over a."""
     x = node.args[0]
     if "aten.sum" not in str(node.target) or "aten.mul" not in str(x.target) or len(x.users) != 1:
@@ -110,17 +112,17 @@ def _sum_of_product(ctx: Context, node: fx.Node) -> None:
         return
     weight, partner = sorted(operands, key=lambda o: ctx.origin[o.name] != "weight")
     ctx.uses = [u for u in ctx.uses if not (u.node is x and u.operand is weight)]
-    kinds = []
+    kinds: list[tuple[Cell, Kind]] = []
     for at, cell in enumerate(ctx[weight], start=rank - len(ctx[weight])):
         on_both = len(ctx[partner]) >= rank - at and ctx[partner][at - rank].size > 1
         kinds.append((cell, "in" if at in full else "stack" if on_both else "out"))
     for a, b in pairs:
         ctx.note(a, "weight", node)
         ctx.note(b, "weight", node)
-    ctx.use(node, weight, kinds, partner)  # type: ignore[arg-type]
+    ctx.use(node, weight, kinds, partner)
 
 
-def assertion(ctx: Context, node: fx.Node) -> None:
+def assertion(ctx: Context, node: Call) -> None:
     """x -> nothing."""
 
 

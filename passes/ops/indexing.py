@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx
 
-from autofit.passes.ops.context import Context, Rule
+from autofit.dims import Cell, Kind
+from autofit.passes.ops.context import Call, Context, Rule
 from autofit.passes.ops.elementwise import tensors
 
 
-def embedding(ctx: Context, node: fx.Node) -> None:
+def embedding(ctx: Context, node: Call) -> None:
     """table (n, d), indices (b) -> (b, d): n is an index range."""
     table, indices = node.args[0], node.args[1]
     ctx.unify_all(ctx[node], ctx[indices])
@@ -19,15 +22,15 @@ def embedding(ctx: Context, node: fx.Node) -> None:
     ctx.origin[node.name] = "data"
 
 
-def embedding_bag(ctx: Context, node: fx.Node) -> None:
+def embedding_bag(ctx: Context, node: Call) -> None:
     """table (n, d), indices, offsets (b) -> (b, d): n is an index range."""
     table = node.args[0]
-    ctx.unify(ctx[node][0][-1], ctx[table][-1])  # type: ignore[index]
+    ctx.unify(ctx[node][0][-1], ctx[table][-1])
     ctx.data([ctx[table][0]], node, "index")
     ctx.use(node, table, [(ctx[table][0], "index"), (ctx[table][-1], "out")])
 
 
-def index(ctx: Context, node: fx.Node) -> None:
+def index(ctx: Context, node: Call) -> None:
     """x (n, d)[i (b)] -> (b, d): indexed axes are replaced by those of the broadcast indices."""
     x, indices = node.args[0], list(node.args[1])
     before, out = ctx[x], ctx[node]
@@ -47,16 +50,16 @@ def index(ctx: Context, node: fx.Node) -> None:
     _looked_up(ctx, node, x, set(used))
 
 
-def _looked_up(ctx: Context, node: fx.Node, x: fx.Node, dims: set[int]) -> None:
+def _looked_up(ctx: Context, node: Call, x: fx.Node, dims: set[int]) -> None:
     if ctx.origin[x.name] == "weight":
-        kinds = [(c, "index" if i in dims else "out") for i, c in enumerate(ctx[x])]
+        kinds: list[tuple[Cell, Kind]] = [(c, "index" if i in dims else "out") for i, c in enumerate(ctx[x])]
         for i in dims:
             ctx.data([ctx[x][i]], node, "index")
-        ctx.use(node, x, kinds)  # type: ignore[arg-type]
+        ctx.use(node, x, kinds)
         ctx.origin[node.name] = "data"
 
 
-def index_select(ctx: Context, node: fx.Node) -> None:
+def index_select(ctx: Context, node: Call) -> None:
     """x (n, d), i (b) -> (b, d)."""
     x, dim, indices = node.args
     at = int(dim) % len(ctx[x])
@@ -65,7 +68,7 @@ def index_select(ctx: Context, node: fx.Node) -> None:
     _looked_up(ctx, node, x, {at})
 
 
-def gather(ctx: Context, node: fx.Node) -> None:
+def gather(ctx: Context, node: Call) -> None:
     """x (n, d), i (m, d) -> (m, d)."""
     x, dim, indices = node.args[:3]
     ctx.unify_all(ctx[node], ctx[indices])
@@ -74,52 +77,55 @@ def gather(ctx: Context, node: fx.Node) -> None:
             ctx.unify(o, b)
 
 
-def scatter(ctx: Context, node: fx.Node) -> None:
+def scatter(ctx: Context, node: Call) -> None:
     """x (n, d), i (m, d) -> (n, d): n is an index range."""
     ctx.unify_all(ctx[node], ctx[node.args[0]])
     dim = node.args[1]
     if isinstance(dim, int) and ctx[node]:
         ctx.data([ctx[node][dim % len(ctx[node])]], node, "index")
-        source = node.args[3] if len(node.args) > 3 else None
+        source: Call = node.args[3] if len(node.args) > 3 else None
         if ctx.is_tensor(source):
-            for i, (o, b) in enumerate(zip(ctx[node], ctx[source], strict=False)):  # type: ignore[index]
+            for i, (o, b) in enumerate(zip(ctx[node], ctx[source], strict=False)):
                 if i != dim % len(ctx[node]) and o.size == b.size:
                     ctx.unify(o, b)
 
 
-def keep_first(ctx: Context, node: fx.Node) -> None:
+def keep_first(ctx: Context, node: Call) -> None:
     """x (a, b), ... -> (a, b)."""
     ctx.unify_all(ctx[node], ctx[node.args[0]])
 
 
-def index_put(ctx: Context, node: fx.Node) -> None:
+def index_put(ctx: Context, node: Call) -> None:
     """x (n, d), [i (b)], values (b, d) -> (n, d)."""
     keep_first(ctx, node)
     values = node.args[2]
     used = [i for i, n in enumerate(node.args[1]) if n is not None]
     if ctx.is_tensor(values) and used == list(range(len(used))):
-        ctx.broadcast(ctx[node][len(used) :], ctx[values][-(len(ctx[node]) - len(used)) :] if len(ctx[node]) > len(used) else ())
+        ctx.broadcast(
+            ctx[node][len(used) :],
+            ctx[values][-(len(ctx[node]) - len(used)) :] if len(ctx[node]) > len(used) else (),
+        )
 
 
-def topk(ctx: Context, node: fx.Node) -> None:
+def topk(ctx: Context, node: Call) -> None:
     """(b, n) -> values (b, k), indices (b, k): n is an index range, k a number of choices."""
     before = ctx[node.args[0]]
     dim = int(node.args[2] if len(node.args) > 2 else -1) % len(before)
     ctx.data([before[dim]], node, "index")
     for out in ctx[node]:
-        for i, (o, b) in enumerate(zip(out, before, strict=True)):  # type: ignore[arg-type]
+        for i, (o, b) in enumerate(zip(out, before, strict=True)):
             if i != dim:
                 ctx.unify(o, b)
-        ctx.data([out[dim]], node, "index")  # type: ignore[index]
+        ctx.data([out[dim]], node, "index")
 
 
-def sort(ctx: Context, node: fx.Node) -> None:
+def sort(ctx: Context, node: Call) -> None:
     """(a, b) -> (a, b), (a, b)."""
     for out in ctx[node]:
-        ctx.unify_all(out, ctx[node.args[0]])  # type: ignore[call-overload]
+        ctx.unify_all(out, ctx[node.args[0]])
 
 
-def counted(ctx: Context, node: fx.Node) -> None:
+def counted(ctx: Context, node: Call) -> None:
     """x (b) -> (b, n) or (n): n is an index range."""
     out = ctx[node]
     ctx.unify_all(out[:-1], ctx[node.args[0]])
@@ -127,17 +133,17 @@ def counted(ctx: Context, node: fx.Node) -> None:
         ctx.data([out[-1]], node, "index")
 
 
-def classification_loss(ctx: Context, node: fx.Node) -> None:
+def classification_loss(ctx: Context, node: Call) -> None:
     """logits (b, c, ...), labels (b, ...) -> (): c is an index range."""
     logits = ctx[node.args[0]]
     if len(logits) > 1:
         ctx.data([logits[1]], node, "index")
 
 
-def loss(ctx: Context, node: fx.Node) -> None:
+def loss(ctx: Context, node: Call) -> None:
     """x (a, b), y (a, b) -> () or (a, b)."""
     operands = tensors(node.args)
-    for a, b in zip(operands, operands[1:], strict=False):
+    for a, b in itertools.pairwise(operands):
         if len(ctx[a]) == len(ctx[b]):
             ctx.unify_all(ctx[a], ctx[b])
     if len(ctx[node]) == len(ctx[operands[0]]):

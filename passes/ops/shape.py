@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
-
-from autofit.passes.ops.context import Context, Rule
+from autofit.passes.ops.context import Call, Context, Rule
 from autofit.passes.ops.elementwise import tensors
 
 
-def view(ctx: Context, node: fx.Node) -> None:
+def view(ctx: Context, node: Call) -> None:
     """(a * b, c) -> (a, b * c): row-major runs are equal products."""
     ctx.regroup(node, ctx[node.args[0]], ctx[node])
 
 
-def permutation(node: fx.Node, rank: int) -> list[int]:
+def permutation(node: Call, rank: int) -> list[int]:
     """Source axis of each result axis."""
-    name, args = node.target._schema.name, node.args  # type: ignore[union-attr]
+    name, args = node.target._schema.name, node.args
     order = list(range(rank))
     if name.endswith(("permute",)):
         return [int(d) % rank for d in args[1]]
@@ -38,19 +36,19 @@ def permutation(node: fx.Node, rank: int) -> list[int]:
     return order
 
 
-def permute(ctx: Context, node: fx.Node) -> None:
+def permute(ctx: Context, node: Call) -> None:
     """(a, b, c) -> (c, a, b)."""
     before = ctx[node.args[0]]
     for out, source in zip(ctx[node], permutation(node, len(before)), strict=True):
         ctx.unify(out, before[source])
 
 
-def expand(ctx: Context, node: fx.Node) -> None:
+def expand(ctx: Context, node: Call) -> None:
     """(1, b) -> (n, b): axes of size 1 are repeated, the others stay."""
     ctx.broadcast(ctx[node], ctx[node.args[0]])
 
 
-def repeat(ctx: Context, node: fx.Node) -> None:
+def repeat(ctx: Context, node: Call) -> None:
     """(a, b) -> (n * a, b)."""
     before, out = ctx[node.args[0]], ctx[node]
     padded = [None] * (len(out) - len(before)) + list(before)
@@ -64,7 +62,7 @@ def repeat(ctx: Context, node: fx.Node) -> None:
             ctx.axes.join(o, [count, b])
 
 
-def repeat_interleave(ctx: Context, node: fx.Node) -> None:
+def repeat_interleave(ctx: Context, node: Call) -> None:
     """(a, b) -> (a * n, b): every element n times in a row."""
     x, repeats = node.args[0], node.args[1]
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
@@ -79,7 +77,7 @@ def repeat_interleave(ctx: Context, node: fx.Node) -> None:
             ctx.unify(o, b)
 
 
-def cat(ctx: Context, node: fx.Node) -> None:
+def cat(ctx: Context, node: Call) -> None:
     """(a, c), (b, c) -> (a + b, c)."""
     parts, out = [ctx[n] for n in tensors(node.args[0])], ctx[node]
     parts = [p for p in parts if len(p) == len(out)]
@@ -95,7 +93,7 @@ def cat(ctx: Context, node: fx.Node) -> None:
         ctx.axes.concatenate(out[dim], joined)
 
 
-def stack(ctx: Context, node: fx.Node) -> None:
+def stack(ctx: Context, node: Call) -> None:
     """n x (a) -> (n, a): n counts the calls in the program, so it is fixed."""
     parts, out = [ctx[n] for n in tensors(node.args[0])], ctx[node]
     dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(out)
@@ -105,29 +103,29 @@ def stack(ctx: Context, node: fx.Node) -> None:
     ctx.data([out[dim]], node, "stacked")
 
 
-def split(ctx: Context, node: fx.Node) -> None:
+def split(ctx: Context, node: Call) -> None:
     """(a + b, c) -> (a, c), (b, c)."""
     before, outs = ctx[node.args[0]], ctx[node]
     dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % len(before)
     at = 0
     for out in outs:
-        for i, (o, b) in enumerate(zip(out, before, strict=True)):  # type: ignore[arg-type]
+        for i, (o, b) in enumerate(zip(out, before, strict=True)):
             if i != dim:
                 ctx.unify(o, b)
-        size = out[dim].size  # type: ignore[index]
-        _slice(ctx, node, before[dim], at, at + size, out[dim])  # type: ignore[index]
+        size = out[dim].size
+        _slice(ctx, node, before[dim], at, at + size, out[dim])
         at += size
 
 
-def unbind(ctx: Context, node: fx.Node) -> None:
+def unbind(ctx: Context, node: Call) -> None:
     """(n, a) -> n x (a)."""
     before = ctx[node.args[0]]
     dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(before)
     for out in ctx[node]:
-        ctx.unify_all(out, [b for i, b in enumerate(before) if i != dim])  # type: ignore[call-overload]
+        ctx.unify_all(out, [b for i, b in enumerate(before) if i != dim])
 
 
-def _slice(ctx: Context, node: fx.Node, whole: Any, start: int, stop: int, into: Any) -> None:
+def _slice(ctx: Context, node: Call, whole: Any, start: int, stop: int, into: Any) -> None:
     if into.size == whole.size:
         ctx.unify(into, whole)
     elif ctx.axes.find(whole).fixed:
@@ -137,7 +135,7 @@ def _slice(ctx: Context, node: fx.Node, whole: Any, start: int, stop: int, into:
         ctx.axes.slice(whole, start, stop, into)
 
 
-def slice_(ctx: Context, node: fx.Node) -> None:
+def slice_(ctx: Context, node: Call) -> None:
     """(a + b) -> (a); with a step, (n * k)[i::k] -> (n)."""
     args = [*node.args, *[None] * 5]
     before, out = ctx[node.args[0]], ctx[node]
@@ -159,7 +157,7 @@ def slice_(ctx: Context, node: fx.Node) -> None:
         ctx.data([out[dim]], node)
 
 
-def narrow(ctx: Context, node: fx.Node) -> None:
+def narrow(ctx: Context, node: Call) -> None:
     """(a + b) -> (a)."""
     x, dim, start, _ = node.args
     before, out = ctx[x], ctx[node]
@@ -170,14 +168,14 @@ def narrow(ctx: Context, node: fx.Node) -> None:
             ctx.unify(o, b)
 
 
-def select(ctx: Context, node: fx.Node) -> None:
+def select(ctx: Context, node: Call) -> None:
     """(n, a) -> (a)."""
     before = ctx[node.args[0]]
     dim = int(node.args[1]) % len(before)
     ctx.unify_all(ctx[node], [b for i, b in enumerate(before) if i != dim])
 
 
-def diagonal(ctx: Context, node: fx.Node) -> None:
+def diagonal(ctx: Context, node: Call) -> None:
     """(a, n, n) -> (a, n)."""
     before, out = ctx[node.args[0]], ctx[node]
     dims = [*node.args[2:4], 0, 1][:2] if len(node.args) > 2 else [0, 1]
@@ -185,11 +183,11 @@ def diagonal(ctx: Context, node: fx.Node) -> None:
     ctx.unify_all(out[:-1], [b for i, b in enumerate(before) if i not in drop])
 
 
-def create(ctx: Context, node: fx.Node) -> None:
+def create(ctx: Context, node: Call) -> None:
     """() -> (a, b): new axes, equal to nothing yet."""
 
 
-def pad(ctx: Context, node: fx.Node) -> None:
+def pad(ctx: Context, node: Call) -> None:
     """(a, b) -> (a, p + b + q)."""
     before, out = ctx[node.args[0]], ctx[node]
     for o, b in zip(out, before, strict=True):
@@ -199,7 +197,7 @@ def pad(ctx: Context, node: fx.Node) -> None:
             ctx.data([o], node)
 
 
-def diff(ctx: Context, node: fx.Node) -> None:
+def diff(ctx: Context, node: Call) -> None:
     """(a, b) -> (a, b - 1 + p)."""
     pad(ctx, node)
 
@@ -212,8 +210,7 @@ RULES: dict[str, Rule] = {
     },
     **{
         f"aten.{n}": permute
-        for n in "permute transpose swapaxes swapdims t numpy_T mT mH adjoint movedim moveaxis "
-        "transpose_copy".split()
+        for n in "permute transpose swapaxes swapdims t numpy_T mT mH adjoint movedim moveaxis transpose_copy".split()
     },
     "aten.expand": expand,
     "aten.expand_as": expand,
@@ -225,8 +222,7 @@ RULES: dict[str, Rule] = {
     "aten.concat": cat,
     "aten.stack": stack,
     **{
-        f"aten.{n}": split
-        for n in "split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split hsplit".split()
+        f"aten.{n}": split for n in "split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split hsplit".split()
     },
     "aten.unbind": unbind,
     "aten.slice": slice_,

@@ -5,29 +5,29 @@ from __future__ import annotations
 from torch import fx
 
 from autofit.dims import Cell, Kind
-from autofit.passes.ops.context import Context, Rule
+from autofit.passes.ops.context import Call, Context, Rule
 
 
-def convolution(ctx: Context, node: fx.Node) -> None:
+def convolution(ctx: Context, node: Call) -> None:
     """x (b, g*i, s), w (g*o, i, taps), bias (g*o) -> (b, g*o, s'): i and taps contracted."""
     args = dict(zip(("x", "w", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
     _convolve(ctx, node, args, transposed=False, groups=int(args.get("groups", node.kwargs.get("groups", 1))))
 
 
-def transposed_convolution(ctx: Context, node: fx.Node) -> None:
+def transposed_convolution(ctx: Context, node: Call) -> None:
     """x (b, g*i, s), w (g*i, o, taps), bias (g*o) -> (b, g*o, s'): i and taps contracted."""
     names = ("x", "w", "bias", "stride", "padding", "output_padding", "groups")
     args = dict(zip(names, node.args, strict=False))
     _convolve(ctx, node, args, transposed=True, groups=int(args.get("groups", node.kwargs.get("groups", 1))))
 
 
-def general_convolution(ctx: Context, node: fx.Node) -> None:
+def general_convolution(ctx: Context, node: Call) -> None:
     """The op behind all convolutions; its seventh argument says whether it is transposed."""
     args = dict(zip(("x", "w", "bias"), node.args, strict=False))
     _convolve(ctx, node, args, transposed=bool(node.args[6]), groups=int(node.args[8]))
 
 
-def _convolve(ctx: Context, node: fx.Node, args: dict[str, fx.Node], *, transposed: bool, groups: int) -> None:
+def _convolve(ctx: Context, node: Call, args: dict[str, fx.Node], *, transposed: bool, groups: int) -> None:
     x, w, bias = args["x"], args["w"], args.get("bias", node.kwargs.get("bias"))
     cx, cw, out = ctx[x], ctx[w], ctx[node]
     spatial = len(cw) - 2
@@ -52,7 +52,7 @@ def _convolve(ctx: Context, node: fx.Node, args: dict[str, fx.Node], *, transpos
             ctx.note(cell, "weight", node)
             ctx.note(c_in, "weight", node)
     if ctx.is_tensor(bias):
-        ctx.unify(ctx[bias][0], c_out)  # type: ignore[index]
+        ctx.unify(ctx[bias][0], c_out)
     ctx.data(out[len(out) - spatial :], node)
     if ctx.origin[w.name] == "weight":
         ctx.use(node, w, kinds, x)
@@ -60,7 +60,7 @@ def _convolve(ctx: Context, node: fx.Node, args: dict[str, fx.Node], *, transpos
 
 def _grouped(
     ctx: Context,
-    node: fx.Node,
+    node: Call,
     c_in: Cell,
     c_out: Cell,
     weight: tuple[Cell, Cell],
@@ -86,7 +86,7 @@ def _grouped(
     return [(w_in, "in"), (w_out, "out")]
 
 
-def pooling(ctx: Context, node: fx.Node) -> None:
+def pooling(ctx: Context, node: Call) -> None:
     """(b, c, s) -> (b, c, s'): spatial axes are data."""
     before, value = ctx[node.args[0]], ctx[node]
     for out in value if value and isinstance(value[0], tuple) else (value,):
@@ -97,7 +97,7 @@ def pooling(ctx: Context, node: fx.Node) -> None:
                 ctx.data([o], node)
 
 
-def pixel_shuffle(ctx: Context, node: fx.Node) -> None:
+def pixel_shuffle(ctx: Context, node: Call) -> None:
     """(b, c * k * k, h, w) -> (b, c, h * k, w * k)."""
     before, out = ctx[node.args[0]], ctx[node]
     factor = int(node.args[1])
@@ -108,7 +108,7 @@ def pixel_shuffle(ctx: Context, node: fx.Node) -> None:
     ctx.data(out[-2:], node)
 
 
-def pixel_unshuffle(ctx: Context, node: fx.Node) -> None:
+def pixel_unshuffle(ctx: Context, node: Call) -> None:
     """(b, c, h * k, w * k) -> (b, c * k * k, h, w)."""
     before, out = ctx[node.args[0]], ctx[node]
     taps = ctx.axes.new(int(node.args[1]) ** 2, node.name, "taps")
@@ -118,7 +118,7 @@ def pixel_unshuffle(ctx: Context, node: fx.Node) -> None:
     ctx.data(out[-2:], node)
 
 
-def grid_sample(ctx: Context, node: fx.Node) -> None:
+def grid_sample(ctx: Context, node: Call) -> None:
     """x (b, c, h, w), grid (b, h', w', 2) -> (b, c, h', w')."""
     ctx.unify_all(ctx[node][:2], ctx[node.args[0]][:2])
     ctx.data(ctx[node][2:], node)

@@ -1,0 +1,340 @@
+"""Plain torch models, written the way people write them; roles by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autofit
+
+
+class LanguageModel(nn.Module):
+    """LSTM language model."""
+
+    def __init__(self, width: int = 64, cell: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(31, width)
+        self.rnn = cell(width, width, 2, batch_first=True)
+        self.head = nn.Linear(width, 31)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(self.embed(ids))[0])
+
+
+class Sensor(nn.Module):
+    """GRU over raw features: its input weights are input-role."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 64, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(128, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Encoder(nn.Module):
+    """``nn.TransformerEncoder``."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(31, width)
+        self.position = nn.Parameter(torch.randn(13, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, 4, 3 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 7)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embed(ids) + self.position).mean(1))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.Conv2d(32, 64, 1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 48, 2, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(48, 10),
+    )
+
+
+class Functional(nn.Module):
+    """No modules at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(5, 64) / 5**0.5)
+        self.gain = nn.Parameter(torch.ones(64))
+        self.middle = nn.Parameter(torch.randn(64, 96) / 8)
+        self.mixed = nn.Parameter(torch.randn(80, 96) / 96**0.5)
+        self.last = nn.Parameter(torch.randn(80, 3) / 80**0.5)
+        self.offset = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(x @ self.first) * self.gain
+        x = torch.relu(torch.einsum("bi,ij->bj", x, self.middle))
+        x = torch.relu(F.linear(x, self.mixed))
+        return torch.addmm(self.offset, x, self.last)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value heads on one trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+        self.policy = nn.Linear(64, 4)
+        self.value = nn.Linear(64, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.trunk(x)
+        return self.policy(x), self.value(x).squeeze(-1)
+
+
+class HandTied(nn.Module):
+    """A tie that no attribute shows."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(31, width)
+        self.body = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        return F.linear(self.norm(x + torch.relu(self.body(x))), self.embed.weight)
+
+
+IDS = torch.zeros(3, 13, dtype=torch.long)
+CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, str]]] = {
+    "mlp": (
+        lambda: nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 3)),
+        torch.zeros(7, 10),
+        {
+            "0.weight": "input",
+            "0.bias": "vector",
+            "2.weight": "hidden",
+            "2.bias": "vector",
+            "4.weight": "output",
+            "4.bias": "fixed",
+        },
+    ),
+    "lstm": (
+        LanguageModel,
+        IDS,
+        {
+            "embed.weight": "input",
+            "rnn.weight_ih_l0": "hidden",
+            "rnn.weight_hh_l0": "hidden",
+            "rnn.bias_ih_l0": "vector",
+            "rnn.bias_hh_l1": "vector",
+            "rnn.weight_ih_l1": "hidden",
+            "head.weight": "output",
+            "head.bias": "fixed",
+        },
+    ),
+    "gru": (
+        Sensor,
+        torch.zeros(3, 11, 5),
+        {
+            "rnn.weight_ih_l0": "input",
+            "rnn.weight_hh_l0": "hidden",
+            "rnn.weight_ih_l0_reverse": "input",
+            "rnn.bias_ih_l0": "vector",
+            "head.weight": "output",
+        },
+    ),
+    "encoder": (
+        Encoder,
+        IDS,
+        {
+            "embed.weight": "input",
+            "position": "input",
+            "encoder.layers.0.self_attn.in_proj_weight": "hidden",
+            "encoder.layers.0.self_attn.in_proj_bias": "vector",
+            "encoder.layers.1.self_attn.out_proj.weight": "hidden",
+            "encoder.layers.1.linear1.weight": "hidden",
+            "encoder.layers.1.linear2.weight": "hidden",
+            "encoder.layers.1.norm1.weight": "vector",
+            "head.weight": "output",
+            "head.bias": "fixed",
+        },
+    ),
+    "convolutions": (
+        convolutional,
+        torch.zeros(5, 3, 11, 11),
+        {
+            "0.weight": "input",
+            "1.weight": "vector",
+            "3.weight": "vector",
+            "4.weight": "hidden",
+            "5.bias": "vector",
+            "7.weight": "hidden",
+            "7.bias": "vector",
+            "10.weight": "output",
+            "10.bias": "fixed",
+        },
+    ),
+    "functional": (
+        Functional,
+        torch.zeros(7, 5),
+        {
+            "first": "input",
+            "gain": "vector",
+            "middle": "hidden",
+            "mixed": "hidden",
+            "last": "output",
+            "offset": "fixed",
+        },
+    ),
+    "actor-critic": (
+        ActorCritic,
+        torch.zeros(7, 8),
+        {
+            "trunk.0.weight": "input",
+            "trunk.2.weight": "hidden",
+            "policy.weight": "output",
+            "policy.bias": "fixed",
+            "value.weight": "output",
+            "value.bias": "fixed",
+        },
+    ),
+    "hand-made tie": (
+        HandTied,
+        IDS,
+        {"embed.weight": "input", "body.weight": "hidden", "norm.weight": "vector"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_roles(case: str) -> None:
+    make, example, roles = CASES[case]
+    model = make()
+    keys = list(model.state_dict())
+    mu = autofit.muify(model, example, base=16)
+    found = {name: mu.plan.parameters[name].role for name in roles}
+    assert found == roles
+    assert list(model.state_dict()) == keys
+    assert not any(p.rule.startswith("bottleneck") for p in mu.plan.parameters.values())
+
+
+def test_transposed_layouts_give_the_same_ratios() -> None:
+    """Fan-in comes from the contraction, never from the layout (RULES 1)."""
+    found = autofit.analyze(Functional(), torch.zeros(7, 5), base={"first": 16, "middle": 48, "mixed": 20})
+    table = found.plan.parameters
+    assert (table["middle"].r_in, table["middle"].r_out) == (4, 2)
+    assert (table["mixed"].r_in, table["mixed"].r_out) == (2, 4)
+    assert table["last"].r_in == 4
+
+
+def test_a_hand_made_tie_gets_its_multiplier_upstream() -> None:
+    """``F.linear(x, emb.weight)`` has no module: the norm in front of it carries 1/r."""
+    torch.manual_seed(0)
+    model = HandTied()
+    ids = torch.arange(39).reshape(3, 13) % 31
+    plain = model(ids)
+    mu = autofit.muify(model, ids, base=16, init="keep")
+    torch.testing.assert_close(model(ids), plain / 4)
+    (site,) = (s for s in mu.plan.sites if s.kind == "readout")
+    assert str(site.carrier) == "output norm"
+
+
+def test_a_functional_readout_is_folded_by_the_symmetry() -> None:
+    """No boundary in front of ``relu(x) @ last``: Table 3 instead of Table 8."""
+    model = Functional()
+    std = model.last.std().item()
+    mu = autofit.muify(model, torch.zeros(7, 5), base=20)
+    plan = mu.plan.parameters["last"]
+    assert plan.fold == pytest.approx(0.25)
+    # drawn with 80^-1/2: at the base 20^-1/2; Table 3 asks for r^-1 of that
+    assert model.last.std().item() == pytest.approx(std * 2 * 0.25, rel=1e-3)
+    lrs = {n: g["lr"] for g in mu.param_groups("adam", lr=1.0) for n in g["param_names"]}
+    assert lrs["last"] == pytest.approx(0.25)
+    with pytest.raises(autofit.PlanError, match="init='keep'"):
+        autofit.analyze(Functional(), torch.zeros(7, 5), base=20, init="keep")
+
+
+def test_shared_layers_have_one_plan() -> None:
+    """One block applied three times, as ALBERT does."""
+
+    class Looped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp, self.block, self.out = nn.Linear(5, 64), nn.Linear(64, 64), nn.Linear(64, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.inp(x)
+            for _ in range(3):
+                x = x + torch.tanh(self.block(x))
+            return self.out(x)
+
+    mu = autofit.muify(Looped(), torch.zeros(7, 5), base=16)
+    assert [p.role for p in mu.plan.parameters.values()] == [
+        "input",
+        "vector",
+        "hidden",
+        "vector",
+        "output",
+        "fixed",
+    ]
+
+
+def test_a_latent_of_fixed_rank_is_down_and_up() -> None:
+    """LoRA-like pair: output-role bottleneck down, input-role up (RULES 7)."""
+
+    class Latent(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inp, self.down = nn.Linear(5, width), nn.Linear(width, 8, bias=False)
+            self.up, self.out = nn.Linear(8, width, bias=False), nn.Linear(width, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.inp(x))
+            return self.out(x + self.up(self.down(x)))
+
+    x = torch.zeros(7, 5)
+    found = autofit.analyze(Latent(64), x, base=Latent(16)).plan.parameters
+    assert (found["down.weight"].role, found["down.weight"].rule) == ("output", "bottleneck")
+    assert found["up.weight"].role == "input"
+    option = autofit.analyze(Latent(64), x, base=Latent(16), bottleneck="output").plan.parameters
+    assert found["down.weight"].init_factor == pytest.approx(1.0)
+    assert option["down.weight"].init_factor == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 5), (3, 13), (5, 11), (8, 16)])
+def test_batch_and_sequence_sizes_leave_the_plan_alone(batch: int, length: int) -> None:
+    def plan(b: int, s: int) -> dict[str, Any]:
+        torch.manual_seed(0)
+        model = LanguageModel()
+        data = autofit.analyze(model, torch.zeros(b, s, dtype=torch.long), base=16).plan.to_dict()
+        return {k: data[k] for k in ("parameters", "base")}
+
+    assert plan(batch, length) == plan(7, 23)
+
+
+def test_renaming_leaves_the_roles_alone() -> None:
+    class Renamed(LanguageModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm_head_embed_norm, self.w = self.embed, self.head
+            del self.embed, self.head
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.w(self.rnn(self.lm_head_embed_norm(ids))[0])
+
+    a = autofit.analyze(LanguageModel(), IDS, base=16).plan.parameters
+    b = autofit.analyze(Renamed(), IDS, base=16).plan.parameters
+    assert b["lm_head_embed_norm.weight"].role == a["embed.weight"].role
+    assert b["w.weight"].role == a["head.weight"].role
