@@ -156,7 +156,7 @@ class _Facts:
     def dimensions(self) -> list[Dimension]:
         """Growable dimensions, named, with base equal to size."""
         followers = self.followers()
-        labels: dict[int, tuple[int, str]] = {}
+        labels: dict[int, tuple[int, str]] = {}  # number of atoms in the axis, exact path
         for parameter in self.dims.program.parameters:
             path = parameter.name.rpartition(".")[0] or parameter.name
             for cell in self.dims.of_parameter.get(parameter.name, ()):
@@ -169,14 +169,18 @@ class _Facts:
             if self.growable(atom) and atom.serial not in labels and atom.size > 1:
                 labels[atom.serial] = (0, f"{atom.owner}[{atom.axis}]")
         groups: dict[tuple[str, int, bool], list[Cell]] = {}
-        for serial, (_, label) in labels.items():
+        for serial, (_, exact) in labels.items():
             cell = self.axes.cells[serial]
-            groups.setdefault((label, cell.size, serial in followers), []).append(cell)
-        same = Counter(label for label, _, _ in groups)
+            groups.setdefault((_fold(exact), cell.size, serial in followers), []).append(cell)
+        same = Counter(folded for folded, _, _ in groups)
+        together = Counter(exact for _, exact in labels.values())
         seen: Counter[str] = Counter()
         found = []
         for (label, size, follows), members in groups.items():
-            if same[label] > 1:
+            exact = labels[members[0].serial][1]
+            if not any(c.isalpha() for c in label) or (same[label] > 1 and together[exact] == 1):
+                label = exact
+            elif same[label] > 1:
                 seen[label] += 1
                 label = f"{label}[{seen[label] - 1}]"
             aliases = tuple(k for k, v in self.dims.program.config.items() if v == size)
@@ -195,7 +199,7 @@ class _Facts:
                 suffix = ".head_dim"
             else:
                 suffix = f".part{at}"
-        return re.sub(r"(?<![^.])\d+(?![^.])", "*", path + suffix)
+        return path + suffix
 
     def _why_grows(self, atom: Cell) -> str:
         for kind, text in (
@@ -237,6 +241,11 @@ class _Facts:
             return first, first.size
         (name, size), _ = count.most_common(1)[0]
         return next(d for d in dimensions if d.name == name), size
+
+
+def _fold(path: str) -> str:
+    """A path with its layer indices as ``*``."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
 def _unique_names(found: list[Dimension]) -> list[Dimension]:
@@ -448,7 +457,7 @@ def _disagree(dims: Dims, atom: Cell, before: tuple[int, str], now: tuple[int, s
 
 def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseModel) -> Growth:
     def folded(program: Program) -> set[str]:
-        return {re.sub(r"(?<![^.])\d+(?![^.])", "*", p.name) for p in program.parameters}
+        return {_fold(p.name) for p in program.parameters}
 
     only_here, only_there = (
         folded(dims.program) - folded(base.dims.program),
