@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,8 @@ def param_groups(
         OptimizerError: unknown optimizer, a number that is none, or groups that miss or repeat parameters.
     """
     cls, rule = optimizer_class(optimizer)
+    for message in warnings_for(plan, rule, weight_decay):
+        warnings.warn(message, stacklevel=3)
     accepted = inspect.signature(cls).parameters
     defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
     settings = {"lr": check_number("lr", lr)}
@@ -188,9 +191,8 @@ def _assigned(
     return found
 
 
-def warnings_for(plan: Plan, optimizer: str | type, weight_decay: float | None) -> list[str]:
+def warnings_for(plan: Plan, rule: str, weight_decay: float | None) -> list[str]:
     """Things that have no sourced rule and that a user should hear about."""
-    _, rule = optimizer_class(optimizer)
     found = []
     if rule == "adam" and weight_decay:
         found.append(

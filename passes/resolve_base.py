@@ -156,18 +156,21 @@ class _Facts:
     def dimensions(self) -> list[Dimension]:
         """Growable dimensions, named, with base equal to size."""
         followers = self.followers()
-        labels: dict[int, tuple[int, str]] = {}  # number of atoms in the axis, exact path
+        labels: dict[int, tuple[tuple[int, int], str]] = {}  # rank (lower is better), exact path
+        kinds = {(u.parameter, axis): kind for u in self.dims.uses for axis, kind in u.kinds.items()}
+        ranks = {"out": 0, "elementwise": 1}
         for parameter in self.dims.program.parameters:
             path = parameter.name.rpartition(".")[0] or parameter.name
-            for cell in self.dims.of_parameter.get(parameter.name, ()):
+            for axis, cell in enumerate(self.dims.of_parameter.get(parameter.name, ())):
+                produced = ranks.get(kinds.get((parameter.name, axis), ""), 2)
                 atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
                 for at, atom in enumerate(atoms):
                     best = labels.get(atom.serial)
-                    if self.growable(atom) and (best is None or len(atoms) < best[0]):
-                        labels[atom.serial] = (len(atoms), self._label(path, atom, atoms, at))
+                    if self.growable(atom) and (best is None or (len(atoms), produced) < best[0]):
+                        labels[atom.serial] = ((len(atoms), produced), self._label(path, atom, atoms, at))
         for atom in self._atoms():
             if self.growable(atom) and atom.serial not in labels and atom.size > 1:
-                labels[atom.serial] = (0, f"{atom.owner}[{atom.axis}]")
+                labels[atom.serial] = ((0, 0), f"{atom.owner}[{atom.axis}]")
         groups: dict[tuple[str, int, bool], list[Cell]] = {}
         for serial, (_, exact) in labels.items():
             cell = self.axes.cells[serial]

@@ -47,6 +47,17 @@ def addmm(ctx: Context, node: Call) -> None:
     ctx.broadcast(ctx[node], ctx[node.args[0]])
 
 
+def tensordot(ctx: Context, node: Call) -> None:
+    """(a, k) x (k, b) -> (a, b): the listed axes are contracted."""
+    left, right, dims_left, dims_right = node.args[:4]
+    on_left = list(LETTERS[: len(ctx[left])])
+    on_right = list(LETTERS[len(on_left) : len(on_left) + len(ctx[right])])
+    for a, b in zip(dims_left, dims_right, strict=True):
+        on_right[b] = on_left[a]
+    kept = [c for c in on_left if c not in on_right] + [c for c in on_right if c not in on_left]
+    ctx.contract(node, left, right, ("".join(on_left), "".join(on_right), "".join(kept)))
+
+
 def outer(ctx: Context, node: Call) -> None:
     """(m), (n) -> (m, n)."""
     ctx.contract(node, node.args[0], node.args[1], ("w", "z", "wz"))
@@ -192,6 +203,7 @@ RULES: dict[str, Rule] = {
     **{f"aten.{n}": matmul for n in "matmul mm bmm mv dot vdot inner".split()},
     **{f"aten.{n}": addmm for n in "addmm baddbmm addmv".split()},
     "aten.outer": outer,
+    "aten.tensordot": tensordot,
     "aten.einsum": einsum,
     "aten.scaled_dot_product_attention": attention,
     "transformers.grouped_mm_fallback": grouped_mm,

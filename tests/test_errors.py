@@ -1,0 +1,219 @@
+"""Refusals: what, where, what to do; and a failed call leaves everything as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import autofit
+from autofit import lowering
+
+X = torch.zeros(7, 10)
+
+
+def mlp(width: int = 64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(10, 8)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.one(x) * y
+
+
+def test_no_example_and_none_inferable() -> None:
+    with pytest.raises(autofit.ExampleError, match=r"none could be inferred(.|\n)*pass example="):
+        autofit.muify(TwoInputs())
+
+
+def test_a_first_layer_is_enough_for_an_example() -> None:
+    assert autofit.analyze(mlp(), base=16).plan.parameters["4.weight"].role == "output"
+
+
+@pytest.mark.parametrize("example", [object(), "text", 3])
+def test_examples_of_the_wrong_kind(example: Any) -> None:
+    with pytest.raises(autofit.ExampleError, match="pass one tensor, a tuple"):
+        autofit.muify(mlp(), example)
+
+
+def test_a_forward_that_raises_is_shown_with_its_line() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(10, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("the user's own trouble")
+
+    with pytest.raises(autofit.ExampleError, match=r"the user's own trouble(.|\n)*test_errors\.py:\d+ in forward"):
+        autofit.muify(Broken(), X)
+
+
+def test_data_dependent_control_flow_is_named() -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(10, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.one(x)
+            if x.sum() > 0:
+                x = x * 2
+            return self.two(x)
+
+    with pytest.raises(autofit.CaptureError, match=r"control flow from tensor values"):
+        autofit.muify(Early(), X)
+
+
+def test_an_op_without_a_rule_is_refused_and_can_be_allowed() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(10, 64), nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(torch.linalg.matrix_exp(torch.diag_embed(self.one(x))).sum(1))
+
+    with pytest.raises(autofit.DimensionError, match=r"no rule for aten\.(.|\n)*test_errors\.py:\d+"):
+        autofit.muify(Odd(), X, base=16)
+    found = autofit.analyze(Odd(), X, base=16, strict=False)
+    assert "no rule" in str(found)
+
+
+def test_a_matrix_that_is_never_used() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.idle = nn.Linear(10, 64), nn.Linear(64, 3), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(torch.relu(self.one(x)))
+
+    with pytest.raises(autofit.PlanError, match=r"idle\.weight \(64, 64\) is never used"):
+        autofit.muify(Idle(), X, base=16)
+    assert any("idle.weight" in n for n in autofit.analyze(Idle(), X, base=16, strict=False).plan.notes)
+
+
+def test_nothing_can_grow() -> None:
+    with pytest.raises(autofit.DimensionError, match="can grow"):
+        autofit.muify(nn.Linear(10, 3), X)
+
+
+def test_a_second_muify_is_refused_and_changes_nothing() -> None:
+    model = mlp()
+    autofit.muify(model, X, base=16)
+    x = torch.randn(7, 10)
+    before = model(x)
+    with pytest.raises(autofit.LoweringError, match="already muified"):
+        autofit.muify(model, X, base=16)
+    assert torch.equal(model(x), before)
+    with pytest.raises(autofit.LoweringError, match="already muified"):
+        autofit.muify(copy.deepcopy(model), X, base=16)
+    with pytest.raises(autofit.BaseError, match="already muified"):
+        autofit.analyze(mlp(), X, base=model)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"scheme": "nope"}, autofit.PlanError),
+        ({"init": "zero"}, autofit.PlanError),
+        ({"grow": "both"}, autofit.PlanError),
+        ({"bottleneck": "x"}, autofit.PlanError),
+        ({"base": "no/such/file.json"}, autofit.BaseError),
+        ({"base": object()}, autofit.BaseError),
+    ],
+)
+def test_options_that_do_not_exist(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        autofit.muify(mlp(), X, **options)
+
+
+def test_the_model_must_be_a_module() -> None:
+    with pytest.raises(autofit.AutofitError, match=r"not a torch\.nn\.Module"):
+        autofit.muify("gpt2")  # type: ignore[arg-type]
+
+
+class Snapshot:
+    """Everything of a model that a failed call must leave alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.values = copy.deepcopy(model.state_dict())
+        self.attributes = {n: set(m.__dict__) for n, m in model.named_modules()}
+        self.hooks = self._hooks()
+        self.rng = torch.get_rng_state()
+        self.modes = [m.training for m in model.modules()]
+        self.identities = [id(p) for p in model.parameters()]
+
+    def _hooks(self) -> list[int]:
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.model.modules()]
+
+    def check(self) -> None:
+        now = self.model.state_dict()
+        assert all(torch.equal(now[k], v) for k, v in self.values.items())
+        assert {n: set(m.__dict__) for n, m in self.model.named_modules()} == self.attributes
+        assert self._hooks() == self.hooks
+        assert torch.equal(torch.get_rng_state(), self.rng)
+        assert [m.training for m in self.model.modules()] == self.modes
+        assert [id(p) for p in self.model.parameters()] == self.identities
+
+
+def interrupt(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["install", "rescale", "verify_program", "verify_values", "capture"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_failure_at_any_stage_leaves_the_model_alone(
+    stage: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autofit import api
+
+    model = mlp()
+    snapshot = Snapshot(model)
+    owner: Any = lowering if stage in ("install", "rescale") else api
+    real: Callable[..., Any] = getattr(owner, stage)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise error
+
+    monkeypatch.setattr(owner, stage, fail)
+    with pytest.raises(error):
+        autofit.muify(model, X, base=16)
+    snapshot.check()
+
+
+def test_analyze_changes_nothing() -> None:
+    class Stateful(nn.Module):
+        """Dropout, buffers, and an attribute written in forward."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm, self.two = nn.Linear(10, 64), nn.BatchNorm1d(64), nn.Linear(64, 3)
+            self.seen: list[int] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(x.shape[0])
+            return self.two(nn.functional.dropout(self.norm(self.one(x)), training=self.training))
+
+    model, x = Stateful(), torch.randn(7, 10)
+    snapshot = Snapshot(model)
+    autofit.analyze(model, x, base=16)
+    snapshot.check()
+    assert model.seen == []
+    rnn = nn.LSTM(10, 64, batch_first=True)
+    kept = Snapshot(rnn)
+    autofit.analyze(rnn, torch.zeros(3, 5, 10), base=16)
+    kept.check()
+    assert all(w is p for w, p in zip(rnn._flat_weights, rnn.parameters(), strict=True))
