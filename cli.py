@@ -56,7 +56,7 @@ def report(
     from autofit.report import renderables
 
     console = Console()
-    for piece in renderables(found.plan, found.roles, found.model):
+    for piece in renderables(found.plan, found.roles):
         console.print(piece)
 
 

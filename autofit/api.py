@@ -127,7 +127,7 @@ class Analysis:
         return to_json(self.plan, self.roles)
 
     def __str__(self) -> str:
-        return render(self.plan, self.roles, self.model)
+        return render(self.plan, self.roles)
 
 
 def analyze(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
 from autofit import optim
 from autofit.dims import Cell
@@ -86,7 +85,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def renderables(plan: Plan, roles: Roles, model: nn.Module) -> Iterator[RenderableType]:
+def renderables(plan: Plan, roles: Roles) -> Iterator[RenderableType]:
     """The report piece by piece."""
     growth = roles.growth
     program = growth.dims.program
@@ -106,7 +105,7 @@ def renderables(plan: Plan, roles: Roles, model: nn.Module) -> Iterator[Renderab
         yield Text("Ties: one tensor, input-style init and learning rate", style="bold")
         for names in ties:
             yield Text("  " + " = ".join(names))
-    yield _groups(plan, model)
+    yield _groups(plan)
     notes = [*plan.notes, *(f"{reason} at {describe(node)}" for node, reason in growth.dims.unruled)]
     assumed = sorted({n for s in plan.sites for n in re.findall(r"taken as .*", s.reason)})
     if notes or assumed:
@@ -122,18 +121,20 @@ def _elements(shape: tuple[int, ...]) -> int:
     return total
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
+def _titled(title: str, table: Table, *below: str) -> Group:
+    return Group(Text(title, style="bold"), table, *(Text(line, style="dim") for line in below if line))
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, expand=False)
     for column in columns:
-        justify = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in right)  # type: ignore[arg-type]
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in right)
     return table
 
 
-def _dimensions(roles: Roles) -> Table:
-    table = _table(
-        "Dimensions that can grow", "dimension", "size", "base", "ratio", "", right=("size", "base", "ratio")
-    )
+def _dimensions(roles: Roles) -> Group:
+    table = _table("dimension", "size", "base", "ratio", "", right=("size", "base", "ratio"))
     for d in roles.growth.dimensions:
         main = " (main)" if d.name == roles.growth.main else ""
         table.add_row(
@@ -143,11 +144,11 @@ def _dimensions(roles: Roles) -> Table:
             f"x{_number(d.ratio)}",
             "grows" if d.grows else "fixed",
         )
-    return table
+    return _titled("Dimensions that can grow", table)
 
 
-def _parameters(plan: Plan) -> Table:
-    table = _table("Parameters", "parameter", "role", "in", "out", "init", "lr", right=("in", "out", "init", "lr"))
+def _parameters(plan: Plan) -> Group:
+    table = _table("parameter", "role", "in", "out", "init", "lr", right=("in", "out", "init", "lr"))
     rows: dict[tuple[Any, ...], list[ParameterPlan]] = {}
     for p in plan.parameters.values():
         rule = optim.factors(plan, p, "adamw")
@@ -163,13 +164,14 @@ def _parameters(plan: Plan) -> Table:
                 init = f"x{_number(key[4])}" if members[0].init_std is not None else "?"
                 cells = (f"x{_number(key[2])}", f"x{_number(key[3])}", init, f"x{_number(key[5])}")
                 table.add_row(name, label if at == 0 else "", *(cells if at == 0 else ("",) * 4))
-    table.caption = "in, out: growth of contracted and surviving axes; init: factor now applied; lr: Adam factor"
+    marks = ["in, out: growth of contracted and surviving axes; init, lr: factors (Adam)"]
     if any(p.rule.startswith("bottleneck") for p in plan.parameters.values()):
-        table.caption += "; *: inner bottleneck"
+        marks.append("*: inner bottleneck: a growing sum into a fixed dimension inside the model")
+    if any(p.segments for p in plan.parameters.values()):
+        marks.append("+runs: a fused weight whose runs differ in role; see --json")
     if any(p.init_std is None for p in plan.parameters.values()):
-        table.caption += "; ?: no values here, init not measured"
-    table.caption_justify = "left"
-    return table
+        marks.append("?: the tensor holds no values, its init was not measured")
+    return _titled("Parameters", table, *marks)
 
 
 def _sites(plan: Plan) -> Iterator[RenderableType]:
@@ -180,12 +182,12 @@ def _sites(plan: Plan) -> Iterator[RenderableType]:
         rows.setdefault((s.kind, path, s.scale, s.multiplier, s.reason), []).append(s)
     if not rows:
         return
-    table = _table("Scale sites", "site", "where", "scale", "times", "why", right=("scale", "times"))
+    table = _table("site", "where", "scale", "times", "why", right=("scale", "times"))
     for (kind, _, scale, multiplier, reason), members in rows.items():
         where = " ".join(fold_names(dict.fromkeys(s.where.split(" (")[0] for s in members)))
         carrier = "" if multiplier == 1 else f", on {_carrier(members[0].carrier)}"
         table.add_row(kind, where, _number(scale), f"x{_number(multiplier)}", reason + carrier)
-    yield table
+    yield _titled("Scale sites", table)
 
 
 def _carrier(carrier: Carrier) -> str:
@@ -199,9 +201,8 @@ def _carrier(carrier: Carrier) -> str:
     return f"{words.get(carrier.place, '')} {carrier.path}{part}"
 
 
-def _groups(plan: Plan, model: nn.Module) -> Table:
+def _groups(plan: Plan) -> Group:
     table = _table(
-        "AdamW groups (factors on your lr, weight decay, eps)",
         "group",
         "lr",
         "wd",
@@ -216,13 +217,13 @@ def _groups(plan: Plan, model: nn.Module) -> Table:
         found[key] = found.get(key, 0) + 1
     for i, ((lr, wd, eps), n) in enumerate(found.items()):
         table.add_row(str(i), f"x{_number(lr)}", f"x{_number(wd)}", f"x{_number(eps)}", str(n))
-    return table
+    return _titled("AdamW groups: factors on your lr, weight decay and eps", table)
 
 
-def render(plan: Plan, roles: Roles, model: nn.Module, width: int | None = None) -> str:
+def render(plan: Plan, roles: Roles, width: int | None = None) -> str:
     """The report as plain text."""
     console = Console(file=io.StringIO(), width=width or Console().width, color_system=None)
-    console.print(Group(*renderables(plan, roles, model)))
+    console.print(Group(*renderables(plan, roles)))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
 

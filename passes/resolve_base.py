@@ -181,7 +181,7 @@ class _Facts:
         found = []
         for (label, size, follows), members in groups.items():
             exact = labels[members[0].serial][1]
-            if not any(c.isalpha() for c in label) or (same[label] > 1 and together[exact] == 1):
+            if same[label] > 1 and together[exact] == 1:
                 label = exact
             elif same[label] > 1:
                 seen[label] += 1
@@ -247,8 +247,8 @@ class _Facts:
 
 
 def _fold(path: str) -> str:
-    """A path with its layer indices as ``*``."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+    """A path with its layer indices as ``*``; a bare index, as in ``nn.Sequential``, is no layer of a stack."""
+    return path if not any(c.isalpha() for c in path) else re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
 def _unique_names(found: list[Dimension]) -> list[Dimension]:
@@ -429,10 +429,13 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
     resolved = []
     for d in dimensions:
         values = {known[c][0] for c in d.cells if c in known}
-        if len(values) > 1:
-            detail = ", ".join(f"{known[c][0]} by {known[c][1]}" for c in list(d.cells)[:2] if c in known)
-            raise BaseError(f"{d.name} has two sizes in the base: {detail}")
-        resolved.append(replace(d, base=float(values.pop()) if values else d.base))
+        if len(values) < 2:
+            resolved.append(replace(d, base=float(values.pop()) if values else d.base))
+            continue
+        for i, size in enumerate(sorted(values)):  # layers alike here, but not in the base
+            cells = frozenset(c for c in d.cells if known.get(c, (0, ""))[0] == size)
+            name, label = f"{d.name}[{i}]", f"{d.label}[{i}]"
+            resolved.append(replace(d, name=name, label=label, base=float(size), cells=cells))
     return resolved
 
 
