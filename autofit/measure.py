@@ -12,12 +12,16 @@ from torch import nn
 from autofit.program import storage_key
 
 
+FEW = 8
+"""Below this many values a spread is taken around zero: one value has no spread around its mean."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """Distribution of one parameter's values.
 
     Attributes:
-        std: root mean square around the mean.
+        std: root mean square around the mean, or around zero for a few values.
         mean: mean value.
         bound: largest absolute value.
         count: number of values.
@@ -31,7 +35,7 @@ class Spread:
     @property
     def uniform(self) -> bool:
         """Whether the largest value is where a centred uniform distribution of this std ends."""
-        return self.count >= 8 and self.std > 0 and self.bound <= self.std * math.sqrt(3) * (1 + 2 * self.error)
+        return self.count >= FEW and self.std > 0 and self.bound <= self.std * math.sqrt(3) * (1 + 2 * self.error)
 
     @property
     def error(self) -> float:
@@ -52,6 +56,8 @@ def spreads(model: nn.Module) -> dict[str, Spread]:
         low = values.dtype in (torch.float16, torch.bfloat16)
         values = values.float() if low else values
         std, mean = torch.std_mean(values, correction=0)
+        if p.numel() < FEW:
+            std = values.square().mean().sqrt()
         found[name] = Spread(float(std), float(mean), float(values.abs().max()), p.numel())
     return found
 
@@ -120,6 +126,12 @@ def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterabl
     if not spread.uniform and any(c > 0 and near(c / math.sqrt(k)) for c in constants for k in depths):
         return Law(f"constant {s:.4g}", 1.0)
     fans = list(fans)
+    if spread.count < FEW:  # too few to measure a scale: a draw inside torch's default bound is taken for one
+        drawn = next((f for f in fans if spread.bound <= 1 / math.sqrt(f.size)), None)
+        law = (
+            Law(f"few values, inside 1 / sqrt({drawn.name} {drawn.size:g})", math.sqrt(drawn.ratio)) if drawn else None
+        )
+        return law or Law(f"constant {s:.4g}", 1.0)
     gains = sorted(GAINS.items(), key=lambda g: g[0] != "1/sqrt(3)") if spread.uniform else list(GAINS.items())
     for k in depths:
         for fan in fans:
