@@ -11,7 +11,6 @@ from torch import nn
 
 from autofit.program import storage_key
 
-
 FEW = 8
 """Below this many values a spread is taken around zero: one value has no spread around its mean."""
 
