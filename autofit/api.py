@@ -226,9 +226,8 @@ def muify(
             say("verify")
             again = InferDims()(capture(model, example))
             verify_program(found.roles, again, found.plan)
-        before = spreads(model)
         lowering.rescale(model, found.plan)
-        verify_values(found.plan, before, spreads(model))
+        verify_values(found.plan, spreads(model, found.plan.rescaled()))
     return Analysis(model, found.plan, found.roles, applied=True)
 
 

@@ -145,10 +145,9 @@ def all_or_nothing(model: nn.Module, plan: Plan) -> Iterator[None]:
     Only tensors that the plan rescales are kept aside.
     """
     was_muified = is_muified(model)
+    rescaled = plan.rescaled()
     kept = [
-        (p, p.detach().clone())
-        for name, p in model.named_parameters()
-        if name in plan.parameters and plan.parameters[name].init_factor != 1.0 and p.device.type != "meta"
+        (p, p.detach().clone()) for name, p in model.named_parameters() if name in rescaled and p.device.type != "meta"
     ]
     try:
         yield

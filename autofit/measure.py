@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,12 +42,19 @@ class Spread:
         return 0.75 / math.sqrt(max(self.count, 1))
 
 
-def spreads(model: nn.Module) -> dict[str, Spread]:
-    """Spread of every parameter that holds values, by its first name; nothing is changed."""
+def spreads(model: nn.Module, only: Collection[str] | None = None) -> dict[str, Spread]:
+    """Spread of every parameter that holds values, by its first name; nothing is changed.
+
+    Args:
+        model: the model.
+        only: names to measure, all if ``None``.
+    """
     found: dict[str, Spread] = {}
     seen: set[object] = set()
     for name, p in model.named_parameters(remove_duplicate=False):
         key = storage_key(p)
+        if only is not None and name not in only:
+            continue
         if key in seen or p.device.type == "meta" or p.numel() == 0 or not p.is_floating_point():
             continue
         seen.add(key)
@@ -57,7 +64,9 @@ def spreads(model: nn.Module) -> dict[str, Spread]:
         std, mean = torch.std_mean(values, correction=0)
         if p.numel() < FEW:
             std = values.square().mean().sqrt()
-        found[name] = Spread(float(std), float(mean), float(values.abs().max()), p.numel())
+        low_end, high_end = torch.aminmax(values)
+        bound = max(abs(float(low_end)), abs(float(high_end)))
+        found[name] = Spread(float(std), float(mean), bound, p.numel())
     return found
 
 

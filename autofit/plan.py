@@ -144,6 +144,10 @@ class Plan:
     sites: tuple[SitePlan, ...]
     notes: tuple[str, ...] = ()
 
+    def rescaled(self) -> set[str]:
+        """Names of the parameters whose initial values change."""
+        return {p.name for p in self.parameters.values() if p.init_factor != 1.0}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` gives an equal plan back."""
         return {

@@ -118,13 +118,13 @@ def _added_runs(site: fx.Node, runs: tuple[tuple[int, int], ...], added: set[fx.
     return math.nan
 
 
-def verify_values(plan: Plan, before: Mapping[str, Spread], after: Mapping[str, Spread]) -> None:
-    """Check that every parameter's measured std is the planned one.
+def verify_values(plan: Plan, after: Mapping[str, Spread]) -> None:
+    """Check that the measured std of every rescaled parameter is the planned one.
 
     Raises:
         VerificationError: it is not.
     """
     for name, spread in after.items():
-        planned = before[name].std * plan.parameters[name].init_factor
+        planned = (plan.parameters[name].init_std or 0.0) * plan.parameters[name].init_factor
         if not math.isclose(spread.std, planned, rel_tol=5e-3, abs_tol=1e-12):
             raise VerificationError(f"{name} has std {spread.std:g} instead of the planned {planned:g}")

@@ -68,7 +68,8 @@ def analysis(repetitions: int) -> None:
     print(f"GPT-2 124M, {repetitions} paired runs, export {medians['export']:.2f} s")
     for name, goal in (("analyze", 1.3), ("muify", 2.5)):
         ratios = sorted(a / b for a, b in zip(times[name], times["export"], strict=True))
-        print(f"  {name}: {medians[name] / medians['export']:.2f}x export [{ratios[0]:.2f}..{ratios[-1]:.2f}] (goal <= {goal})")
+        spread = f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]"
+        print(f"  {name}: {medians[name] / medians['export']:.2f}x export {spread} (goal <= {goal})")
 
 
 def stages() -> None:
