@@ -18,6 +18,7 @@ from autofit.bases import read_base
 from autofit.capture import capture
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
+from autofit.growth import Growth
 from autofit.measure import spreads
 from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
@@ -153,7 +154,7 @@ def analyze(
     say("capture")
     dims = InferDims()(capture(model, example))
     say("base")
-    growth = _resolve(base, example, grow, dims)
+    growth = _resolve(base, example, grow, strict, dims)
     say("roles")
     roles = AssignRoles(strict=strict)(growth)
     say("plan")
@@ -240,7 +241,7 @@ def _check_options(model: object, **options: str) -> None:
             raise PlanError(f"{key}={value!r}", todo=f"choose one of: {', '.join(allowed[key])}")
 
 
-def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], dims: Dims) -> Any:
+def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], strict: bool, dims: Dims) -> Growth:
     if callable(base) and not isinstance(base, nn.Module):
         made = base()
         if not isinstance(made, nn.Module):
@@ -255,15 +256,15 @@ def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], dims:
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
             return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims)
-        return ResolveBase(loaded.sizes, grow, str(base))(dims)
+        return ResolveBase(loaded.sizes, grow, str(base), strict)(dims)
     if isinstance(base, Mapping):
-        return ResolveBase(base, grow)(dims)
+        return ResolveBase(base, grow, strict=strict)(dims)
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise BaseError(
             f"base is a {type(base).__name__}",
             todo="pass a number, a model, a function that makes one, a mapping, or the path of a base file",
         )
-    return ResolveBase(base, grow)(dims)
+    return ResolveBase(base, grow, strict=strict)(dims)
 
 
 def _init_constants(model: nn.Module) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ class Dimension:
         grows: whether plans treat it as a width.
         reason: why it grows or stays fixed.
         cells: serials of the cells that are this dimension.
+        follows: name of the dimension whose ratio it takes where the base does not name it, else empty.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Dimension:
     grows: bool
     reason: str
     cells: frozenset[int]
+    follows: str = ""
 
     @property
     def ratio(self) -> float:

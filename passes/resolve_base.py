@@ -48,18 +48,20 @@ class ResolveBase:
         base: base size of the main dimension, a mapping ``{dimension: size}``, or a second model.
         grow: which factor of ``heads x head size`` grows under a numeric base.
         origin: where the base came from, for messages.
+        strict: refuse an axis that may be a width or not, where the base does not tell.
     """
 
     base: int | Mapping[str, float] | BaseModel | BaseShapes
     grow: Literal["heads", "head_dim"] = "heads"
     origin: str = ""
+    strict: bool = True
 
     def __call__(self, dims: Dims) -> Growth:
         """Resolve the base.
 
         Raises:
             BaseError: the base is invalid or does not fit.
-            DimensionError: nothing can grow.
+            DimensionError: nothing can grow, or under ``strict`` a dimension is ambiguous.
         """
         facts = _Facts(dims, self.grow)
         dimensions = facts.dimensions()
@@ -69,13 +71,23 @@ class ResolveBase:
                 todo="check that the example reaches the layers with parameters",
             )
         main, size = facts.main(dimensions)
+        ends, clash = facts.open_ends(dimensions, main)
+        dimensions += ends
+        if ends:
+            main, size = facts.main(dimensions)
         if isinstance(self.base, BaseModel):
-            return _from_model(dims, dimensions, main, self.base)
-        if isinstance(self.base, BaseShapes):
-            return _from_shapes(dims, dimensions, main, self.base, self.origin)
-        if isinstance(self.base, Mapping):
-            return _from_mapping(dims, dimensions, main, self.base, self.origin or "mapping")
-        return _from_number(dims, dimensions, main, size, self.base)
+            growth = _from_model(dims, dimensions, main, self.base)
+        elif isinstance(self.base, BaseShapes):
+            growth = _from_shapes(dims, dimensions, main, self.base, self.origin)
+        else:
+            if self.strict:
+                _refuse_ambiguous(dims, ends, clash, self.base)
+            if isinstance(self.base, Mapping):
+                growth = _from_mapping(dims, dimensions, main, self.base, self.origin or "mapping")
+            else:
+                growth = _from_number(dims, dimensions, main, size, self.base)
+            growth = replace(growth, notes=(*growth.notes, *(_note_end(d) for d in ends)))
+        return replace(growth, notes=(*growth.notes, *facts.bound_to_data()))
 
 
 class _Facts:
@@ -193,12 +205,64 @@ class _Facts:
             found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials))
         return _unique_names(found)
 
+    def open_ends(self, dimensions: list[Dimension], main: Dimension) -> tuple[list[Dimension], dict[str, str]]:
+        """Axes that a weight gives and nothing contracts, as wide as a growing dimension: they follow it.
+
+        The dataflow cannot tell the pooled features of a backbone from a readout that happens to have as many
+        outputs as the model is wide; only the size speaks. Where a fixed axis has that size too, nothing does.
+
+        Returns:
+            The dimensions, and by name of those that are ambiguous the parameter axis that contradicts.
+        """
+        leaders = {d.size: d.name for d in [*dimensions, main] if d.grows}
+        fixed = {
+            a.size: name
+            for name, cells in self.dims.of_parameter.items()
+            for c in cells
+            for a in self.axes.atoms(c)
+            if a.fixed or self.kinds.get(a.serial, set()) & HARD
+        }
+        found: dict[str, Dimension] = {}
+        for name, cells in self.dims.of_parameter.items():
+            for atom in (a for c in cells for a in self.axes.atoms(c)):
+                kinds = self.kinds.get(atom.serial, set())
+                if atom.fixed or kinds - {"output"} or atom.size == 1 or atom.size not in leaders:
+                    continue
+                label = name.rpartition(".")[0] or name
+                reason = f"contracted by nothing, as wide as {leaders[atom.size]}"
+                known = found.get(label)
+                cells_of = frozenset({atom.serial}) | (known.cells if known else frozenset())
+                if not any(atom.serial in d.cells for d in found.values()):
+                    follows = leaders[atom.size]
+                    found[label] = Dimension(
+                        label, label, (), atom.size, float(atom.size), True, reason, cells_of, follows
+                    )
+        taken = {d.name for d in dimensions} | {d.label for d in dimensions}
+        ends = [
+            replace(d, name=f"{d.name}[out]", label=f"{d.label}[out]") if d.name in taken else d for d in found.values()
+        ]
+        return ends, {d.name: fixed[d.size] for d in ends if d.size in fixed}
+
+    def bound_to_data(self) -> list[str]:
+        """Axes that weights give and contract, but that the program makes one with an axis of the input."""
+        for use in self.dims.uses:
+            for cell, kind in use.cells:
+                for atom in self.axes.atoms(cell) if kind == "out" else ():
+                    kinds = self.kinds.get(atom.serial, set())
+                    if atom.size > 1 and {"data", "weight"} <= kinds and not kinds & HARD - {"data"}:
+                        return [
+                            f"{use.parameter} gives {atom.size} elements that are one dimension with the input's, so "
+                            "they are data and do not grow. If the input is as wide as the model, capture the model "
+                            "together with the layer that makes its input"
+                        ]
+        return []
+
     def _label(self, path: str, atom: Cell, atoms: list[Cell], at: int) -> str:
         suffix = ""
         if len(atoms) > 1:
             if atom.serial in self.heads:
                 suffix = ".heads"
-            elif atom.serial in self.summed:
+            elif atom.serial in self.summed or any(a.serial in self.heads for a in atoms):
                 suffix = ".head_dim"
             else:
                 suffix = f".part{at}"
@@ -287,13 +351,14 @@ def _from_mapping(
     for d in dimensions:
         keys = [k for k in dict.fromkeys((d.name, d.label, *d.aliases)) if k in base]
         if not keys:
-            if d.grows:
+            if d.grows and not d.follows:
                 missing.append(d)
             sized.append(d)
             continue
         used.add(keys[0])
         sized.append(replace(d, base=float(base[keys[0]])))
     unknown = [k for k in base if k not in used and not any(k in d.aliases for d in dimensions)]
+    sized = [_follow(d, sized) if d.follows and d.name not in used else d for d in sized]
     known = ", ".join(f"{d.name} (= {d.size})" for d in dimensions)
     if unknown:
         raise BaseError(
@@ -309,6 +374,33 @@ def _from_mapping(
             f"{missing[0].size} if it does not change; all dimensions: {known}",
         )
     return Growth(dims, _settle(sized), origin, main.name)
+
+
+def _follow(end: Dimension, sized: Iterable[Dimension]) -> Dimension:
+    """The ratio of the dimension that an open end follows."""
+    leader = next(d for d in sized if d.name == end.follows)
+    return replace(end, base=end.size / leader.ratio if leader.ratio != 1 else float(end.size))
+
+
+def _note_end(end: Dimension) -> str:
+    return (
+        f"{end.label} gives {end.size} elements that nothing contracts; taken to grow like {end.follows}, because it "
+        "is as wide. If it is an output of fixed size, say so with a mapping or a base model"
+    )
+
+
+def _refuse_ambiguous(
+    dims: Dims, ends: Iterable[Dimension], clash: Mapping[str, str], base: float | Mapping[str, float]
+) -> None:
+    for d in ends:
+        if d.name in clash and not (isinstance(base, Mapping) and d.name in base):
+            raise DimensionError(
+                f"ambiguous dimension: {d.label} gives {d.size} elements that nothing contracts; they may grow like "
+                f"{d.follows} (= {d.size}) or be fixed like an axis of {clash[d.name]} (= {d.size})",
+                where=dims.program.model_name,
+                todo="pass a base model, which tells, or a mapping with the base size of each dimension; "
+                f"{d.name!r} is its name there. Or give the model another width than {d.size}",
+            )
 
 
 def _settle(sized: Iterable[Dimension]) -> tuple[Dimension, ...]:
