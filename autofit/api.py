@@ -141,6 +141,7 @@ def analyze(
     strict: bool = True,
     bottleneck: Literal["hidden", "output"] = "hidden",
     grow: Literal["heads", "head_dim"] = "heads",
+    zero_readout: bool = False,
     progress: Progress | None = None,
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
@@ -167,6 +168,7 @@ def analyze(
         bottleneck=bottleneck,
         init=init,
         constants=_init_constants(model),
+        zero_readout=zero_readout,
     )
     return Analysis(model, make(roles), roles, applied=False)
 
@@ -181,6 +183,7 @@ def muify(
     strict: bool = True,
     bottleneck: Literal["hidden", "output"] = "hidden",
     grow: Literal["heads", "head_dim"] = "heads",
+    zero_readout: bool = False,
     progress: Progress | None = None,
 ) -> Analysis:
     """Rewrite a model in place so that it trains in muP, and prove that the rewrite is what was planned.
@@ -200,6 +203,7 @@ def muify(
         strict: refuse where an answer would be a guess.
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
         grow: under a numeric base, whether the number of ``"heads"`` or the ``"head_dim"`` grows.
+        zero_readout: start every readout weight at zero, as TP5 section 7 advises; refused where it is tied.
         progress: called with the name of each stage.
 
     Returns:
@@ -217,6 +221,7 @@ def muify(
         strict=strict,
         bottleneck=bottleneck,
         grow=grow,
+        zero_readout=zero_readout,
         progress=progress,
     )
     say = progress or (lambda stage: None)

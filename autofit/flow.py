@@ -231,10 +231,10 @@ class Flow:
             number = self.scalar(n)
             if number is None:
                 return None
-            folded[n] = torch.tensor(number, dtype=n.meta["val"].dtype)
+            folded[n] = torch.full(n.meta["val"].shape, number, dtype=n.meta["val"].dtype)
         try:
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), folded.__getitem__)
-            kwargs.pop("device", None)
-            return float(node.target(*args, **kwargs))  # type: ignore[operator]
-        except (TypeError, ValueError, RuntimeError):
+            on_cpu = {k: v for k, v in kwargs.items() if k != "device"}
+            return float(node.target(*args, **on_cpu))  # type: ignore[operator]
+        except (TypeError, ValueError, RuntimeError, IndexError):
             return None

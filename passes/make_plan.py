@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -28,6 +28,7 @@ class MakePlan:
         bottleneck: init of inner bottlenecks, RULES 7.
         init: ``auto`` rescales initial values, ``keep`` touches none.
         constants: numbers of the model's configuration that its init may use.
+        zero_readout: start every readout weight at zero, as TP5 section 7 advises.
     """
 
     carriers: Mapping[str, Carrier]
@@ -37,14 +38,17 @@ class MakePlan:
     bottleneck: Literal["hidden", "output"] = "hidden"
     init: Literal["auto", "keep"] = "auto"
     constants: tuple[float, ...] = field(default=())
+    zero_readout: bool = False
 
     def __call__(self, roles: Roles) -> Plan:
         """Make the plan.
 
         Raises:
-            PlanError: a multiplier has to be folded into a weight whose values must be kept or are shared.
+            PlanError: a multiplier has to be folded into a weight whose values must be kept or are shared, or a
+                readout that is to start at zero is tied to a table.
         """
         growth = roles.growth
+        zeroed = self._zeroed(roles) if self.zero_readout else set()
         folds: dict[str, float] = {}
         for site in roles.sites:
             carrier = self.carriers.get(site.node.name, Carrier("none"))
@@ -60,6 +64,7 @@ class MakePlan:
                     folds[name] = folds.get(name, 1.0) * site.multiplier
         depth = _depth(roles)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
+        plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed else p for p in plans)
         sites = tuple(
             SitePlan(
                 kind=s.kind,
@@ -87,6 +92,20 @@ class MakePlan:
             sites=sites,
             notes=(*growth.notes, *roles.notes),
         )
+
+    def _zeroed(self, roles: Roles) -> set[str]:
+        if self.init == "keep":
+            raise PlanError("zero_readout=True changes values, and init='keep' forbids it", todo="choose one of them")
+        names = {s.parameter for s in roles.sites if s.kind == "readout"}
+        for name in names:
+            if roles.parameters[name].tied:
+                others = " = ".join(roles.parameters[name].parameter.names)
+                raise PlanError(
+                    f"the readout {name} is tied to a table: zeroing it would zero the embedding ({others})",
+                    where=roles.parameters[name].where,
+                    todo="untie the readout (tie_word_embeddings=False), or leave zero_readout=False",
+                )
+        return names
 
     def _parameter(self, r: ParameterRole, fold: float, depth: int, roles: Roles) -> ParameterPlan:
         row: str = r.role

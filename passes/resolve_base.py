@@ -13,7 +13,7 @@ from torch import fx
 
 from autofit.dims import Axes, Cell, Dims
 from autofit.errors import BaseError, DimensionError
-from autofit.flow import reaching_output
+from autofit.flow import Flow, reaching_output
 from autofit.growth import Dimension, Growth
 from autofit.program import Program, describe, op_name, shape_of
 
@@ -266,6 +266,8 @@ class _Facts:
                 suffix = ".head_dim"
             else:
                 suffix = f".part{at}"
+            share = sum(a.serial == atom.serial for a in atoms)
+            suffix += f"/{share}" if share > 1 else ""
         return path + suffix
 
     def _why_grows(self, atom: Cell) -> str:
@@ -350,6 +352,15 @@ def _from_mapping(
     sized, missing = [], []
     for d in dimensions:
         keys = [k for k in dict.fromkeys((d.name, d.label, *d.aliases)) if k in base]
+        whole = None if keys or d.grows else _whole(dims, d)
+        fields = [k for k, v in dims.program.config.items() if whole and v == whole and k in base]
+        if whole and fields:
+            used.add(fields[0])
+            size = base[fields[0]] * d.size / whole
+            if size != int(size):
+                raise BaseError(f"{fields[0]} = {base[fields[0]]:g} does not divide as {whole} does here", where=d.name)
+            sized.append(replace(d, base=size))
+            continue
         if not keys:
             if d.grows and not d.follows:
                 missing.append(d)
@@ -374,6 +385,14 @@ def _from_mapping(
             f"{missing[0].size} if it does not change; all dimensions: {known}",
         )
     return Growth(dims, _settle(sized), origin, main.name)
+
+
+def _whole(dims: Dims, part: Dimension) -> int | None:
+    """Size of the axis that equal parts make up, as the rotated halves of a head make up the head."""
+    for cell in dims.axes.cells:
+        if cell.parent is cell and cell.kind == "cat" and {a.serial for a in dims.axes.atoms(cell)} <= part.cells:
+            return cell.size
+    return None
 
 
 def _follow(end: Dimension, sized: Iterable[Dimension]) -> Dimension:
@@ -440,7 +459,7 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
             if dims.origin.get(node.name) == "data" and shape_of(value):
                 cells = [c for c in dims.of[node.name] if isinstance(c, Cell)]
                 sizes += [(c, s, node.name) for c, s in zip(cells, shape_of(other.meta.get("val")), strict=False)]
-        constants = _constants(pairs)
+        constants = _constants(pairs, Flow(dims), Flow(base.dims))
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
     solved = _solve(dims, dimensions, sizes)
@@ -594,7 +613,10 @@ def first_difference(here: Program, there: Program) -> str | None:
     return None
 
 
-def _constants(pairs: Iterable[tuple[fx.Node, fx.Node]]) -> dict[tuple[str, str], tuple[float, float]]:
+def _constants(
+    pairs: Iterable[tuple[fx.Node, fx.Node]], here: Flow, there: Flow
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Numbers that ops take, as (this model, base): literals, and what either program computes from numbers."""
     found = {}
     for node, other in pairs:
         if node.op != "call_function":
@@ -603,6 +625,7 @@ def _constants(pairs: Iterable[tuple[fx.Node, fx.Node]]) -> dict[tuple[str, str]
             *[(str(i), a, b) for i, (a, b) in enumerate(zip(node.args, other.args, strict=False))],
             *[(k, v, other.kwargs.get(k)) for k, v in node.kwargs.items()],
         ]:
-            if isinstance(a, int | float) and isinstance(b, int | float) and not isinstance(a, bool):
-                found[node.name, key] = (float(a), float(b))
+            mine, theirs = here.scalar(a), there.scalar(b)
+            if mine is not None and theirs is not None:
+                found[node.name, key] = (mine, theirs)
     return found

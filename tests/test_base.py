@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES
 from torch import nn
 
@@ -182,3 +183,100 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         autofit.analyze(mlp(), X, base=tmp_path / "bytes.json")
     with pytest.raises(autofit.BaseError, match=r"returned a int"):
         autofit.analyze(mlp(), X, base=lambda: 3)  # type: ignore[arg-type, return-value]
+
+
+def bert(width: int) -> nn.Module:
+    config = transformers.BertConfig(
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=width // 16,
+        intermediate_size=2 * width,
+        vocab_size=101,
+    )
+    return transformers.BertModel(config)
+
+
+def test_pooled_features_are_a_width_and_the_report_says_why() -> None:
+    """Nothing contracts what the pooler gives: a number takes it for a width, a second model measures it."""
+    by_number = autofit.analyze(bert(64), base=32)
+    by_model = autofit.analyze(bert(64), base=bert(32))
+    for found in (by_number, by_model):
+        assert found.plan.parameters["pooler.dense.weight"].role == "hidden"
+        assert found.plan.parameters["pooler.dense.bias"].role == "vector"
+    assert "pooler.dense gives 64 elements that nothing contracts" in " ".join(str(by_number).split())
+    assert "nothing contracts" not in str(by_model)
+    as_output = autofit.analyze(bert(64), base=by_number.base() | {"pooler.dense": 64})
+    assert as_output.plan.parameters["pooler.dense.weight"].role == "output"
+    partial = {k: v for k, v in by_number.base().items() if k != "pooler.dense"}
+    assert autofit.analyze(bert(64), base=partial).plan.parameters["pooler.dense.weight"].role == "hidden"
+
+
+def autoencoder(width: int, features: int = 10) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, features)
+    )
+
+
+def test_an_output_as_wide_as_data_and_model_is_ambiguous() -> None:
+    with pytest.raises(autofit.DimensionError, match=r"ambiguous dimension: 4 gives 10 elements(.|\n)*base model"):
+        autofit.analyze(autoencoder(10), X, base=5)
+    settled = autofit.analyze(autoencoder(10), X, base={"2": 5, "0": 5, "4": 10})
+    assert settled.plan.parameters["4.weight"].role == "output"
+    assert autofit.analyze(autoencoder(10), X, base=autoencoder(5)).plan.parameters["4.weight"].role == "output"
+    features = autofit.analyze(autoencoder(20, 20), X, base=autoencoder(5, 5))
+    assert features.plan.parameters["4.weight"].role == "hidden"
+
+
+def test_a_stream_that_is_the_input_is_named() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 1)
+    mu = autofit.analyze(encoder, torch.zeros(3, 7, 64), base=32)
+    assert mu.plan.parameters["layers.0.norm1.weight"].role == "fixed"
+    assert any("one dimension with the input's" in note for note in mu.plan.notes)
+    assert not any("input's" in note for note in autofit.analyze(mlp(), X, base=16).plan.notes)
+
+
+def llama(width: int, head_dim: int) -> nn.Module:
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=head_dim,
+        intermediate_size=4 * width,
+        vocab_size=101,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def test_a_mapping_reaches_the_rotated_halves_of_a_head() -> None:
+    """``head_dim`` names the whole head; rotation splits that of queries and keys into two equal parts."""
+    model = llama(64, 16)
+    sizes = {"hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "intermediate_size": 128}
+    by_mapping = autofit.analyze(model, base=sizes)
+    by_model = autofit.analyze(model, base=llama(32, 8))
+    assert by_mapping.base() == by_model.base()
+    assert [s.multiplier for s in by_mapping.roles.sites] == [s.multiplier for s in by_model.roles.sites]
+    assert {s.multiplier for s in by_mapping.roles.sites if s.kind == "attention"} == {2**-0.5}
+    with pytest.raises(autofit.BaseError, match="does not divide"):
+        autofit.analyze(model, base=sizes | {"head_dim": 7})
+
+
+class Scaled(nn.Module):
+    """Attention whose scale is a tensor that the program computes: only a second model shows that it follows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(10, width) for _ in range(3))
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        scale = torch.sqrt(torch.tensor(q.shape[-1] * 3.0))
+        return self.out(((q @ k.mT) / scale).softmax(-1) @ v)
+
+
+def test_scales_computed_by_the_program_are_measured() -> None:
+    mu = autofit.analyze(Scaled(64), torch.zeros(2, 7, 10), base=Scaled(16))
+    (site,) = (s for s in mu.roles.sites if s.kind == "attention")
+    assert site.present == -0.5
+    assert site.multiplier == 0.5

@@ -103,6 +103,33 @@ def test_a_matrix_that_is_never_used() -> None:
     assert any("idle.weight" in n for n in autofit.analyze(Idle(), X, base=16, strict=False).plan.notes)
 
 
+class Tied(nn.Module):
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(101, 64)
+        self.inner, self.head = nn.Linear(64, 64), nn.Linear(64, 101, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(self.table(ids)).relu())
+
+
+def test_a_zero_readout_and_its_refusal_on_a_tied_table() -> None:
+    ids = torch.arange(101)[None]
+    model = Tied(tied=False)
+    table = model.table.weight.clone()
+    mu = autofit.muify(model, ids, base=16, zero_readout=True)
+    assert not model(ids).any()
+    assert torch.equal(model.table.weight, table)
+    assert model.inner.weight.any()
+    assert mu.plan.parameters["head.weight"].init_factor == 0
+    with pytest.raises(autofit.PlanError, match=r"tied to a table(.|\n)*table\.weight = head\.weight"):
+        autofit.muify(Tied(tied=True), ids, base=16, zero_readout=True)
+    with pytest.raises(autofit.PlanError, match="choose one"):
+        autofit.muify(Tied(tied=False), ids, base=16, zero_readout=True, init="keep")
+
+
 def test_nothing_can_grow() -> None:
     with pytest.raises(autofit.DimensionError, match="can grow"):
         autofit.muify(nn.Linear(10, 3), X)
