@@ -203,7 +203,7 @@ def muify(
         strict: refuse where an answer would be a guess.
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
         grow: under a numeric base, whether the number of ``"heads"`` or the ``"head_dim"`` grows.
-        zero_readout: start every readout weight at zero, as TP5 section 7 advises; refused where it is tied.
+        zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises; refused where it is tied.
         progress: called with the name of each stage.
 
     Returns:

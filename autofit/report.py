@@ -182,11 +182,12 @@ def _sites(plan: Plan) -> Iterator[RenderableType]:
         rows.setdefault((s.kind, path, s.scale, s.multiplier, s.reason), []).append(s)
     if not rows:
         return
-    table = _table("site", "where", "scale", "times", "why", right=("scale", "times"))
+    table = _table("site", "scale", "times", "new", "where and why", right=("scale", "times", "new"))
     for (kind, _, scale, multiplier, reason), members in rows.items():
         where = " ".join(fold_names(dict.fromkeys(s.where.split(" (")[0] for s in members)))
         carrier = "" if multiplier == 1 else f", on {_carrier(members[0].carrier)}"
-        table.add_row(kind, where, _number(scale), f"x{_number(multiplier)}", reason + carrier)
+        numbers = (_number(scale), f"x{_number(multiplier)}", _number(scale * multiplier))
+        table.add_row(kind, *numbers, f"{where}\n{reason}{carrier}")
     yield _titled("Scale sites", table)
 
 

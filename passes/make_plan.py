@@ -28,7 +28,7 @@ class MakePlan:
         bottleneck: init of inner bottlenecks, RULES 7.
         init: ``auto`` rescales initial values, ``keep`` touches none.
         constants: numbers of the model's configuration that its init may use.
-        zero_readout: start every readout weight at zero, as TP5 section 7 advises.
+        zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises.
     """
 
     carriers: Mapping[str, Carrier]

@@ -68,8 +68,9 @@ parameter  role    in  out  init     lr
 4.bias     fixed   x1   x1    x2     x1
 in, out: growth of contracted and surviving axes; init, lr: factors (Adam)
 Scale sites
-site     where  scale  times  why
-readout  4          1  x0.25  sums over 2, on the input of 4
+site     scale  times   new  where and why
+readout      1  x0.25  0.25  4
+                             sums over 2, on the input of 4
 AdamW groups: factors on your lr, weight decay and eps
 group     lr  wd    eps  tensors
     0     x1  x1  x0.25        4
