@@ -26,6 +26,7 @@ app = App(
 )
 
 Settings = Annotated[list[str] | None, Parameter(name="--set", negative=())]
+BaseSettings = Annotated[list[str] | None, Parameter(name="--base-set", negative=())]
 Grow = Literal["heads", "head_dim"]
 
 
@@ -35,6 +36,7 @@ def report(
     *,
     base: str = "256",
     settings: Settings = None,
+    base_settings: BaseSettings = None,
     grow: Grow = "heads",
     strict: bool = True,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -45,11 +47,12 @@ def report(
         target: the model.
         base: base width, base file, or another TARGET.
         settings: KEY=VALUE for the factory or config; may be repeated.
+        base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
         grow: what grows with a numeric base.
         strict: refuse where an answer would be a guess.
         json_: print JSON.
     """
-    found = _analyze(target, base, settings, grow, strict)
+    found = _analyze(target, base, settings or [], base_settings or [], grow, strict)
     if json_:
         print(json.dumps(found.to_json(), indent=2))
         return
@@ -67,6 +70,7 @@ def explain(
     *,
     base: str = "256",
     settings: Settings = None,
+    base_settings: BaseSettings = None,
     grow: Grow = "heads",
     strict: bool = True,
 ) -> None:
@@ -77,28 +81,32 @@ def explain(
         name: parameter or dimension.
         base: base width, base file, or another TARGET.
         settings: KEY=VALUE for the factory or config; may be repeated.
+        base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
         grow: what grows with a numeric base.
         strict: refuse where an answer would be a guess.
     """
-    found = _analyze(target, base, settings, grow, strict)
+    found = _analyze(target, base, settings or [], base_settings or [], grow, strict)
     from autofit.report import explain as explanation
 
     Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)
 
 
-def _analyze(target: str, base: str, settings: list[str] | None, grow: Grow, strict: bool) -> Any:
+def _analyze(target: str, base: str, settings: list[str], base_settings: list[str], grow: Grow, strict: bool) -> Any:
     from autofit.api import analyze
 
     console = Console(stderr=True)
     with console.status("build") as status:
-        model = build(target, settings or [])
+        model, example = build(target, settings)
         chosen: Any = base
-        if base.replace(".", "", 1).lstrip("-").isdigit():
+        if base_settings:
+            chosen, _ = build(target, settings + base_settings)
+        elif base.replace(".", "", 1).lstrip("-").isdigit():
             chosen = float(base) if "." in base else int(base)
         elif ":" in base and not Path(base).exists():
-            chosen = build(base, [])
+            chosen, _ = build(base, [])
         return analyze(
             model,
+            example,
             base=chosen,
             grow=grow,
             strict=strict,
@@ -106,8 +114,8 @@ def _analyze(target: str, base: str, settings: list[str] | None, grow: Grow, str
         )
 
 
-def build(target: str, settings: list[str]) -> nn.Module:
-    """Make the model that a TARGET names.
+def build(target: str, settings: list[str]) -> tuple[nn.Module, Any]:
+    """Make the model that a TARGET names, with its example input where the factory gives one.
 
     Raises:
         TargetError: the target or a setting cannot be resolved.
@@ -120,7 +128,7 @@ def build(target: str, settings: list[str]) -> nn.Module:
         )
     keywords = dict(_setting(s) for s in settings)
     if kind == "hf":
-        return _from_transformers(rest, keywords)
+        return _from_transformers(rest, keywords), None
     return _from_factory(kind, rest, keywords)
 
 
@@ -134,7 +142,7 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> nn.Module:
+def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
     from torch import nn
 
     try:
@@ -154,12 +162,16 @@ def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> nn.Module:
     if not callable(factory):
         raise TargetError(f"{place} has no function or class {name!r}")
     try:
-        model = factory(**keywords)
+        made = factory(**keywords)
     except TypeError as error:
         raise TargetError(f"{name}({', '.join(keywords)}) failed: {error}") from None
+    model, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
-        raise TargetError(f"{place}:{name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
+        raise TargetError(
+            f"{place}:{name} returned a {type(made).__name__}",
+            todo="return a torch.nn.Module, or a tuple of a module and its example input",
+        )
+    return model, example
 
 
 MEASURE_UP_TO = 300_000_000

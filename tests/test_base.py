@@ -203,8 +203,10 @@ def test_pooled_features_are_a_width_and_the_report_says_why() -> None:
     for found in (by_number, by_model):
         assert found.plan.parameters["pooler.dense.weight"].role == "hidden"
         assert found.plan.parameters["pooler.dense.bias"].role == "vector"
-    assert "pooler.dense gives 64 elements that nothing contracts" in " ".join(str(by_number).split())
-    assert "nothing contracts" not in str(by_model)
+    assert "pooler.dense: 64 elements are contracted by nothing, as wide as hidden_size" in " ".join(
+        str(by_number).split()
+    )
+    assert "contracted by nothing" not in str(by_model)
     as_output = autofit.analyze(bert(64), base=by_number.base() | {"pooler.dense": 64})
     assert as_output.plan.parameters["pooler.dense.weight"].role == "output"
     partial = {k: v for k, v in by_number.base().items() if k != "pooler.dense"}
@@ -218,7 +220,7 @@ def autoencoder(width: int, features: int = 10) -> nn.Module:
 
 
 def test_an_output_as_wide_as_data_and_model_is_ambiguous() -> None:
-    with pytest.raises(autofit.DimensionError, match=r"ambiguous dimension: 4 gives 10 elements(.|\n)*base model"):
+    with pytest.raises(autofit.DimensionError, match=r"ambiguous dimension: 10 elements of 4 are(.|\n)*base model"):
         autofit.analyze(autoencoder(10), X, base=5)
     settled = autofit.analyze(autoencoder(10), X, base={"2": 5, "0": 5, "4": 10})
     assert settled.plan.parameters["4.weight"].role == "output"
@@ -233,6 +235,32 @@ def test_a_stream_that_is_the_input_is_named() -> None:
     assert mu.plan.parameters["layers.0.norm1.weight"].role == "fixed"
     assert any("one dimension with the input's" in note for note in mu.plan.notes)
     assert not any("input's" in note for note in autofit.analyze(mlp(), X, base=16).plan.notes)
+
+
+class Timed(nn.Module):
+    """A table of sines, made by the program, enters a weight: its number is fixed, or follows the width."""
+
+    def __init__(self, width: int, sines: int) -> None:
+        super().__init__()
+        self.sines, self.time, self.out = sines, nn.Linear(sines, width), nn.Linear(width, 3)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        angle = t[:, None] * torch.exp(-torch.arange(self.sines // 2) / self.sines)
+        return self.out(self.time(torch.cat([angle.cos(), angle.sin()], -1)).relu())
+
+
+def test_features_that_the_program_makes_are_a_width_only_where_something_says_so() -> None:
+    t = torch.rand(7)
+
+    def role(width: int, sines: int, base: Any) -> str:
+        return autofit.analyze(Timed(width, sines), t, base=base).plan.parameters["time.weight"].role
+
+    assert role(64, 32, 16) == "input"
+    assert role(64, 64, 16) == "hidden"
+    assert role(64, 64, Timed(16, 64)) == "input"
+    assert role(64, 32, Timed(16, 8)) == "hidden"
+    measured = autofit.analyze(Timed(64, 32), t, base=Timed(16, 8)).base()
+    assert role(64, 32, measured) == "hidden"
 
 
 def llama(width: int, head_dim: int) -> nn.Module:

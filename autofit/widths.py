@@ -1,0 +1,297 @@
+"""Tell the axes that can be wider or narrower from those that are fixed, and name them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from autofit.dims import Cell, Dims
+from autofit.errors import DimensionError
+from autofit.flow import reaching_output
+from autofit.growth import Dimension
+from autofit.program import describe
+
+HARD = frozenset({"data", "index", "taps", "stacked", "gates"})
+
+
+class Widths:
+    """What the uses of a program's axes say about which of them are widths.
+
+    Attributes:
+        kinds: what the program does with a cell.
+        given: cells of axes that weights give: outputs of contractions, tables, gains.
+        heads: cells that batch a contraction of two activations.
+        summed: cells that such a contraction sums over.
+    """
+
+    def __init__(self, dims: Dims, grow: str) -> None:
+        self.dims, self.axes, self.grow = dims, dims.axes, grow
+        self.kinds: dict[int, set[str]] = {}
+        self.first: dict[tuple[int, str], str] = {}
+        for fact in dims.evidence:
+            for atom in self.axes.atoms(fact.cell):
+                self.kinds.setdefault(atom.serial, set()).add(fact.kind)
+                self.first.setdefault((atom.serial, fact.kind), fact.node)
+        self.heads: set[int] = set()
+        self.summed: set[int] = set()
+        self.given = {
+            a.serial
+            for use in dims.uses
+            for cell, kind in use.cells
+            if kind in ("out", "elementwise")
+            for a in self.axes.atoms(cell)
+        }
+        for product in dims.products:
+            self.heads |= {a.serial for c in product.batch for a in self.axes.atoms(c)}
+            self.summed |= {a.serial for pair in product.contracted for a in self.axes.atoms(pair[0])}
+
+    def find(self) -> tuple[list[Dimension], Dimension, int, dict[str, str]]:
+        """All dimensions with base equal to size; the main one; the size of the axis it leads; see `open_ends`.
+
+        Raises:
+            DimensionError: nothing can grow.
+        """
+        dimensions = self.dimensions()
+        if not dimensions:
+            raise DimensionError(
+                f"no dimension of {self.dims.program.model_name} can grow: every axis is data, vocabulary, output or "
+                "taps",
+                todo="check that the example reaches the layers with parameters",
+            )
+        ends, clash = self.open_ends(dimensions, self.main(dimensions)[0])
+        main, size = self.main(dimensions + ends)
+        return dimensions + ends, main, size, clash
+
+    def growable(self, atom: Cell) -> bool:
+        """Whether an indivisible cell may have another size in a smaller model of the same kind."""
+        kinds = self.kinds.get(atom.serial, set())
+        if atom.fixed or kinds & HARD or atom.serial not in self.given:
+            return False
+        return "weight" in kinds or ("activations" in kinds and not kinds & {"stack", "output"})
+
+    def products(self) -> list[tuple[tuple[Cell, ...], ...]]:
+        """All factorizations with more than one growable factor, each once; a factor is its growable atoms."""
+        found: dict[tuple[tuple[int, ...], ...], tuple[tuple[Cell, ...], ...]] = {}
+        for cell in self.axes.cells:
+            if cell.parent is cell and cell.kind == "product":
+                factors = [tuple(a for a in self.axes.atoms(f) if self.growable(a)) for f in self.axes.factors(cell)]
+                kept = tuple(f for f in factors if f)
+                if len(kept) > 1:
+                    found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
+        return list(found.values())
+
+    def followers(self) -> dict[int, str]:
+        """Growable cells that keep their size under a numeric base, with the reason.
+
+        Of the factors of one axis exactly one grows, or the axis would grow with the square.
+        """
+        products = self.products()
+        count = Counter(a.serial for p in products for f in p for a in f)
+        reasons: dict[int, str] = {}
+        for cell in self._atoms():
+            kinds = self.kinds.get(cell.serial, set())
+            if self.growable(cell) and "weight" not in kinds and self.grow == "heads":
+                reasons[cell.serial] = "summed only between activations (head size)"
+        for factors in products:
+            free = [f for f in factors if not all(a.serial in reasons for a in f)]
+            if len(free) < 2:
+                continue
+            lead = self._lead(free, count)
+            shown = " x ".join(str(sum(a.size for a in f)) for f in factors)
+            for factor in free:
+                if factor is not lead:
+                    reasons |= {a.serial: f"the other factor of {shown} grows" for a in factor}
+        for factors in products:
+            if all(a.serial in reasons for f in factors for a in f):
+                for a in self._lead(list(factors), count):
+                    del reasons[a.serial]
+        return reasons
+
+    def _lead(self, factors: list[tuple[Cell, ...]], count: Counter[int]) -> tuple[Cell, ...]:
+        heads = [f for f in factors if any(a.serial in self.heads for a in f)]
+        others = [f for f in factors if f not in heads]
+        if heads and others:
+            factors = heads if self.grow == "heads" else others
+        elif self.grow == "head_dim":
+            summed = [f for f in factors if any(a.serial in self.summed for a in f)]
+            factors = summed or factors
+        return max(factors, key=lambda f: (count[f[0].serial], -f[0].serial))
+
+    def _atoms(self) -> Iterable[Cell]:
+        return (c for c in self.axes.cells if c.parent is c and c.kind == "atom")
+
+    def dimensions(self) -> list[Dimension]:
+        """Growable dimensions, named, with base equal to size."""
+        followers = self.followers()
+        labels: dict[int, tuple[tuple[int, int], str]] = {}  # rank (lower is better), exact path
+        kinds = {(u.parameter, axis): kind for u in self.dims.uses for axis, kind in u.kinds.items()}
+        ranks = {"out": 0, "elementwise": 1}
+        for parameter in self.dims.program.parameters:
+            path = parameter.name.rpartition(".")[0] or parameter.name
+            for axis, cell in enumerate(self.dims.of_parameter.get(parameter.name, ())):
+                produced = ranks.get(kinds.get((parameter.name, axis), ""), 2)
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
+                for at, atom in enumerate(atoms):
+                    best = labels.get(atom.serial)
+                    if self.growable(atom) and (best is None or (len(atoms), produced) < best[0]):
+                        labels[atom.serial] = ((len(atoms), produced), self._label(path, atom, atoms, at))
+        for atom in self._atoms():
+            if self.growable(atom) and atom.serial not in labels and atom.size > 1:
+                labels[atom.serial] = ((0, 0), f"{atom.owner}[{atom.axis}]")
+        groups: dict[tuple[str, int, bool], list[Cell]] = {}
+        for serial, (_, exact) in labels.items():
+            cell = self.axes.cells[serial]
+            groups.setdefault((fold_layers(exact), cell.size, serial in followers), []).append(cell)
+        same = Counter(folded for folded, _, _ in groups)
+        together = Counter(exact for _, exact in labels.values())
+        seen: Counter[str] = Counter()
+        found = []
+        for (label, size, follows), members in groups.items():
+            exact = labels[members[0].serial][1]
+            if same[label] > 1 and together[exact] == 1:
+                label = exact
+            elif same[label] > 1:
+                seen[label] += 1
+                label = f"{label}[{seen[label] - 1}]"
+            aliases = tuple(k for k, v in self.dims.program.config.items() if v == size)
+            reason = followers.get(members[0].serial) or self._why_grows(members[0])
+            name = aliases[0] if len(aliases) == 1 and not follows else label
+            serials = frozenset(c.serial for c in members)
+            found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials))
+        return _unique_names(found)
+
+    def open_ends(self, dimensions: list[Dimension], main: Dimension) -> tuple[list[Dimension], dict[str, str]]:
+        """Axes that a weight gives and nothing contracts, or contracts and no weight gives: they follow the width
+        they equal, and are fixed where they equal none.
+
+        The dataflow cannot tell the pooled features of a backbone from a readout that happens to have as many
+        outputs as the model is wide, nor a table of sines as wide as the model from one of a fixed size; only the
+        size speaks. Where a fixed axis has that size too, nothing does.
+
+        Returns:
+            The dimensions, and by name of those that are ambiguous the parameter axis that contradicts.
+        """
+        leaders = {d.size: d.name for d in [*dimensions, main] if d.grows}
+        fixed: dict[int, str] = {}
+        taken = {n for d in dimensions for n in (d.name, d.label)}
+        found: dict[str, tuple[Dimension, int]] = {}
+        known: set[int] = set()
+        for name, cells in self.dims.of_parameter.items():
+            for cell in cells:
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
+                fixed |= {a.size: name for a in atoms if a.fixed or self.kinds.get(a.serial, set()) & HARD}
+                ends = [a for a in atoms if self._is_loose(a)]
+                whole = len(ends) == len(atoms)
+                for size, part in [(cell.size, ends)] if whole and ends else [(a.size, [a]) for a in ends]:
+                    read, leader = self._is_read(part[0]), leaders.get(size, "")
+                    if part[0].serial in known or not (leader or read):
+                        continue
+                    known |= {a.serial for a in part}
+                    label = name.rpartition(".")[0] or name
+                    label += "[in]" if read else "[out]" if label in taken else ""
+                    label = f"{name}[{cells.index(cell)}]" if label in found else label
+                    reason = "given by no weight" if read else "contracted by nothing"
+                    reason += f", as wide as {leader}" if leader else ""
+                    one = max(a.size for a in part)
+                    members = frozenset(a.serial for a in part)
+                    end = Dimension(label, label, (), one, float(one), bool(leader), reason, members, leader)
+                    found[label] = end, size
+        clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
+        return [end for end, _ in found.values()], clash
+
+    def _is_read(self, atom: Cell) -> bool:
+        return bool(self.kinds.get(atom.serial, set()) & {"weight", "activations"})
+
+    def _is_loose(self, atom: Cell) -> bool:
+        kinds = self.kinds.get(atom.serial, set())
+        if atom.fixed or atom.size == 1 or kinds & (HARD | {"stack"}):
+            return False
+        return not self._is_read(atom) or atom.serial not in self.given
+
+    def bound_to_data(self) -> list[str]:
+        """Axes that weights give and contract, but that the program makes one with an axis of the input."""
+        for use in self.dims.uses:
+            for cell, kind in use.cells:
+                for atom in self.axes.atoms(cell) if kind == "out" else ():
+                    kinds = self.kinds.get(atom.serial, set())
+                    if atom.size > 1 and {"data", "weight"} <= kinds and not kinds & HARD - {"data"}:
+                        return [
+                            f"{use.parameter} gives {atom.size} elements that are one dimension with the input's, so "
+                            "they are data and do not grow. If the input is as wide as the model, capture the model "
+                            "together with the layer that makes its input"
+                        ]
+        return []
+
+    def _label(self, path: str, atom: Cell, atoms: list[Cell], at: int) -> str:
+        suffix = ""
+        if len(atoms) > 1:
+            if atom.serial in self.heads:
+                suffix = ".heads"
+            elif atom.serial in self.summed or any(a.serial in self.heads for a in atoms):
+                suffix = ".head_dim"
+            else:
+                suffix = f".part{at}"
+            share = sum(a.serial == atom.serial for a in atoms)
+            suffix += f"/{share}" if share > 1 else ""
+        return path + suffix
+
+    def _why_grows(self, atom: Cell) -> str:
+        for kind, text in (
+            ("weight", "contracted with a weight"),
+            ("activations", "summed between activations"),
+        ):
+            node = self.first.get((atom.serial, kind))
+            if node:
+                by_name = {n.name: n for n in self.dims.program.graph.nodes}
+                return f"{text} in {describe(by_name[node])}"
+        return "part of a contracted axis"
+
+    def main(self, dimensions: list[Dimension]) -> tuple[Dimension, int]:
+        """The growing dimension that the last readout contracts, else the one most often contracted.
+
+        The size is that of the whole contracted axis: heads x head size is one width.
+        """
+        by_cell = {c: d for d in dimensions for c in d.cells if d.grows}
+        reaches = reaching_output(self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c)))
+        best: tuple[Dimension, int] | None = None
+        count: Counter[tuple[str, int]] = Counter()
+        for use in self.dims.uses:
+            grown = [
+                (by_cell[a.serial], c.size)
+                for c, k in use.cells
+                if k == "in"
+                for a in self.axes.atoms(c)
+                if a.serial in by_cell
+            ]
+            out_grows = any(a.serial in by_cell for c, k in use.cells if k == "out" for a in self.axes.atoms(c))
+            for d, size in grown:
+                count[d.name, size] += 1
+            if grown and not out_grows and use.node.name in reaches:
+                best = grown[0]
+        if best:
+            return best
+        if not count:
+            first = next(d for d in dimensions if d.grows)
+            return first, first.size
+        (name, size), _ = count.most_common(1)[0]
+        return next(d for d in dimensions if d.name == name), size
+
+
+def fold_layers(path: str) -> str:
+    """A path with its layer indices as ``*``; a bare index, as in ``nn.Sequential``, is no layer of a stack."""
+    return path if not any(c.isalpha() for c in path) else re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+
+
+def _unique_names(found: list[Dimension]) -> list[Dimension]:
+    """One dimension per name: config fields that several labels share join them, or give way to labels."""
+    merged: dict[tuple[str, int, bool], Dimension] = {}
+    for d in found:
+        key = (d.name, d.size, d.grows)
+        if key in merged:
+            merged[key] = replace(merged[key], cells=merged[key].cells | d.cells)
+        else:
+            merged[key] = d
+    names = Counter(d.name for d in merged.values())
+    return [d if names[d.name] == 1 else replace(d, name=d.label) for d in merged.values()]
