@@ -58,7 +58,7 @@ def report(
         return
     from autofit.report import renderables
 
-    console = Console()
+    console = Console(markup=False, highlight=False)
     for piece in renderables(found.plan, found.roles):
         console.print(piece)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
+import logging
+import os
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -94,9 +97,27 @@ def _capture_once(model: nn.Module, example: Example) -> Program:
 
 
 def _export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings(), torch.enable_grad(), _no_collection():
+    with warnings.catch_warnings(), torch.enable_grad(), _no_collection(), _quiet():
         warnings.simplefilter("ignore")
         return torch.export.export(model, example.args, example.kwargs, strict=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs and prints its partial graph on failure; what matters of it is in the exception."""
+    if os.environ.get("TORCH_LOGS"):
+        yield
+        return
+    loggers = [v for k, v in logging.root.manager.loggerDict.items() if k.split(".")[0] == "torch"]
+    handlers = [(h, h.level) for v in loggers if isinstance(v, logging.Logger) for h in v.handlers]
+    try:
+        for handler, _ in handlers:
+            handler.setLevel(logging.CRITICAL + 1)
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)
 
 
 @contextmanager

@@ -223,7 +223,9 @@ def _groups(plan: Plan) -> Group:
 
 def render(plan: Plan, roles: Roles, width: int | None = None) -> str:
     """The report as plain text."""
-    console = Console(file=io.StringIO(), width=width or Console().width, color_system=None)
+    console = Console(
+        file=io.StringIO(), width=width or Console().width, color_system=None, markup=False, highlight=False
+    )
     console.print(Group(*renderables(plan, roles)))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())

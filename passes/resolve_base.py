@@ -352,8 +352,8 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
 
 def first_difference(here: Program, there: Program) -> str | None:
     """The first node at which two programs differ, in words; ``None`` if they run the same ops."""
-    for a, b in zip(here.graph.nodes, there.graph.nodes, strict=False):
-        if a.op != b.op or (a.op == "call_function" and op_name(a) != op_name(b)):
+    for a, b in zip(here.calls(), there.calls(), strict=False):
+        if op_name(a) != op_name(b):
             return f"{describe(a)} here, {describe(b)} in the base"
     if len(here.graph.nodes) != len(there.graph.nodes):
         return f"{len(here.graph.nodes)} ops here, {len(there.graph.nodes)} in the base"

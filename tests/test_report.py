@@ -20,12 +20,28 @@ from autofit.plan import Plan
 from autofit.report import fold_names, render
 
 MODEL = """
+import torch
 from torch import nn
 
 def make(width=64, broken=False):
     if broken:
         return nn.Linear(3, 2)
     return nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(10, 64)
+
+    def forward(self, x):
+        h = self.one(x)
+        return h * 2 if h.sum() > 0 else h
+
+def with_example(width=64, features=10):
+    return make(width), torch.zeros(7, features)
+
+def branching():
+    return Branching(), torch.zeros(7, 10)
 """
 
 
@@ -139,6 +155,10 @@ def test_explain_gives_source_lines() -> None:
         (("report", "net.py:make", "--base", "16"), 0, "output"),
         (("report", "net.py:make", "--set", "width=128"), 0, "128"),
         (("report", "net.py:make", "--base", "net.py:make", "--set", "width=128"), 0, "x2"),
+        (("report", "net.py:make", "--base-set", "width=16"), 0, "x4"),
+        (("report", "net.py:with_example", "--base", "16"), 0, "output"),
+        (("report", "net.py:with_example", "--set", "features=11"), 1, "net.py"),
+        (("report", "net.py:branching"), 1, "decides its control flow from tensor values"),
         (("explain", "net.py:make", "2.weight"), 0, "hidden"),
         (("report", "net.py:make", "--set", "broken=true"), 1, "can grow"),
         (("report", "net.py:make", "--base", "0"), 1, "not a positive number"),
@@ -157,6 +177,7 @@ def test_exit_codes(folder: Path, words: tuple[str, ...], code: int, text: str) 
     assert result.returncode == code, result.stderr
     assert text in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+    assert code == 2 or len(result.stderr.splitlines()) <= 8, "torch's own logs are not for the user"
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
