@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import random
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -135,7 +136,7 @@ def _no_collection() -> Iterator[None]:
 def _explain_failure(model: nn.Module, example: Example, error: Exception) -> AutofitError:
     """Tell a forward that is wrong from one that only resists capture."""
     reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
-    line = _user_frame(error)
+    line = _user_frame(error, model)
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return CaptureError(
             f"{type(model).__name__} decides its control flow from tensor values: {reason}",
@@ -155,18 +156,19 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
     )
 
 
-def _user_frame(error: Exception) -> str | None:
-    frames = []
-    trace = error.__traceback__
-    while trace:
-        code = trace.tb_frame.f_code
-        frames.append((code.co_filename, trace.tb_lineno, code.co_name))
-        trace = trace.tb_next
-    outside = [f for f in frames if "/torch/" not in f[0] and "/autofit/" not in f[0]]
-    if not outside:
-        return None
-    file, number, function = outside[-1]
-    return f"{file}:{number} in {function}"
+def _user_frame(error: Exception, model: nn.Module) -> str | None:
+    """Innermost line outside torch, else the innermost module whose forward was running."""
+    frames = list(traceback.walk_tb(error.__traceback__))[::-1]
+    for frame, line in frames:
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and "/autofit/" not in file and not file.startswith("<"):
+            return f"{file}:{line} in {frame.f_code.co_name}"
+    names = {id(m): name for name, m in model.named_modules()}
+    for frame, _ in frames:
+        running = frame.f_locals.get("self")
+        if frame.f_code.co_name == "forward" and id(running) in names:
+            return f"module {names[id(running)] or 'root'} ({type(running).__name__})"
+    return None
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def test_explain_gives_source_lines() -> None:
         (("report", "net.py:make", "--base", "net.py:make", "--set", "width=128"), 0, "x2"),
         (("report", "net.py:make", "--base-set", "width=16"), 0, "x4"),
         (("report", "net.py:with_example", "--base", "16"), 0, "output"),
-        (("report", "net.py:with_example", "--set", "features=11"), 1, "net.py"),
+        (("report", "net.py:with_example", "--set", "features=11"), 1, "module 0 (Linear)"),
         (("report", "net.py:branching"), 1, "decides its control flow from tensor values"),
         (("explain", "net.py:make", "2.weight"), 0, "hidden"),
         (("report", "net.py:make", "--set", "broken=true"), 1, "can grow"),
