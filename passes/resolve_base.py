@@ -353,7 +353,7 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
 def first_difference(here: Program, there: Program) -> str | None:
     """The first node at which two programs differ, in words; ``None`` if they run the same ops."""
     for a, b in zip(here.calls(), there.calls(), strict=False):
-        if op_name(a) != op_name(b):
+        if op_name(a) != op_name(b) or len(a.all_input_nodes) != len(b.all_input_nodes):
             return f"{describe(a)} here, {describe(b)} in the base"
     if len(here.graph.nodes) != len(there.graph.nodes):
         return f"{len(here.graph.nodes)} ops here, {len(there.graph.nodes)} in the base"
