@@ -208,15 +208,24 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
             config = transformers.AutoConfig.for_model(name, **keywords)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TargetError(f"hf:{name} gives no configuration: {str(error).splitlines()[0][:200]}") from None
-    for auto in AUTO_CLASSES:
-        cls = getattr(transformers, auto)
-        if type(config) in cls._model_mapping:
-            with torch.device("meta"):
-                model: nn.Module = cls.from_config(config)
-            if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
-                model = cls.from_config(config)
-            return model
-    raise TargetError(f"transformers has no model class for hf:{name}")
+    cls = auto_class(config)
+    if cls is None:
+        raise TargetError(f"transformers has no model class for hf:{name}")
+    with torch.device("meta"):
+        model: nn.Module = cls.from_config(config)
+    if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
+        model = cls.from_config(config)
+    return model
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers Auto class that makes the model which one would train from a configuration."""
+    import transformers
+
+    both = getattr(config, "is_encoder_decoder", False)
+    order = sorted(AUTO_CLASSES, key=lambda name: both and "Seq2Seq" not in name)
+    found = (getattr(transformers, name) for name in order)
+    return next((cls for cls in found if type(config) in cls._model_mapping), None)
 
 
 def main() -> None:

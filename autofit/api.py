@@ -273,14 +273,11 @@ def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], stric
 
 
 def _init_constants(model: nn.Module) -> tuple[float, ...]:
-    """Standard deviations that a configuration names: floats between 0 and 1 with ``init`` in their field."""
-    config: Any = getattr(model, "config", None)
-    values = config.to_dict() if hasattr(config, "to_dict") else {}
-    return tuple(
-        float(v)
-        for k, v in values.items()
-        if isinstance(v, float) and 0 < v <= 1 and math.isfinite(v) and ("init" in k or "std" in k)
-    )
+    """Standard deviations that configurations name: floats between 0 and 1 with ``init`` in their field."""
+    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "to_dict")}
+    fields = [item for c in configs.values() for item in c.to_dict().items()]
+    named = (v for k, v in fields if isinstance(v, float) and ("init" in k or "std" in k))
+    return tuple(dict.fromkeys(v for v in named if 0 < v <= 1 and math.isfinite(v)))
 
 
 __all__ = ["Analysis", "analyze", "muify"]

@@ -9,7 +9,7 @@ import os
 import random
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from torch import fx, nn
 
 from autofit.errors import AutofitError, CaptureError, ExampleError
-from autofit.examples import Example, candidate_examples, normalize
-from autofit.program import Parameter, Program, storage_key
+from autofit.examples import Example, candidate_examples, normalize, without_cache
+from autofit.program import Captured, Parameter, Program, describe, storage_key
+from autofit.record import record
 
 
 def capture(model: nn.Module, example: Any = None) -> Program:
@@ -42,7 +43,7 @@ def capture(model: nn.Module, example: Any = None) -> Program:
     failure: AutofitError | None = None
     for attempt in attempts:
         try:
-            return _capture_once(model, attempt)
+            return _capture_once(model, without_cache(model, attempt))
         except (ExampleError, CaptureError) as error:
             failure = failure or error
     if failure is None:
@@ -56,51 +57,86 @@ def capture(model: nn.Module, example: Any = None) -> Program:
 
 def _capture_once(model: nn.Module, example: Example) -> Program:
     with untouched(model):
-        try:
-            exported = _export(model, example)
-            front_end = "torch.export"
-        except Exception as first:
-            with _eval_mode(model):
-                try:
-                    exported = _export(model, example)
-                except Exception:
-                    raise _explain_failure(model, example, first) from first
-            front_end = "torch.export in eval mode (the training-mode forward has data-dependent control flow)"
-    module = exported.graph_module
-    _inline_regions(module)
-    parameters = _merge_ties(model, module, exported)
-    known = {p.node for p in parameters}
-    specs = {s.arg.name: s.kind.name for s in exported.graph_signature.input_specs}
-    inputs = tuple(
-        n.name
-        for n in module.graph.nodes
-        if n.op == "placeholder" and n.name not in known and specs.get(n.name) == "USER_INPUT"
-    )
+        captured = _first_that_works(model, example)
     config: Any = getattr(model, "config", None)
     return Program(
-        module=module,
-        parameters=parameters,
-        inputs=inputs,
-        front_end=front_end,
+        module=captured.module,
+        parameters=_merge_ties(model, captured.parameter_nodes),
+        inputs=captured.inputs,
+        front_end=captured.front_end,
         model_name=type(model).__name__,
         config=_numbers(config.to_dict()) if hasattr(config, "to_dict") else {},
-        constants={
-            spec.arg.name: float(exported.constants[spec.target])
-            for spec in exported.graph_signature.input_specs
-            if spec.kind.name == "CONSTANT_TENSOR"
-            and isinstance(value := exported.constants.get(spec.target), torch.Tensor)
-            and value.numel() == 1
-            and value.device.type != "meta"
-            and not value.is_complex()
-        },
+        constants=captured.constants,
         notes=(f"example inferred: {example}",) if example.inferred else (),
     )
 
 
-def _export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
+def _first_that_works(model: nn.Module, example: Example) -> Captured:
+    """Export; export in eval mode, where forward may branch less; the recorder, where forward looks at values."""
+    try:
+        return _export(model, example, "torch.export")
+    except Exception as first:
+        try:
+            with _eval_mode(model):
+                return _export(
+                    model,
+                    example,
+                    "torch.export in eval mode (the training-mode forward has data-dependent control flow)",
+                )
+        except Exception:
+            pass
+        failure = _explain_failure(model, example, first)
+        try:
+            with _quietly(), _eval_mode(model):
+                return record(model, example, failure.what)
+        except Exception:
+            raise failure from first
+
+
+def _export(model: nn.Module, example: Example, front_end: str) -> Captured:
+    with _quietly():
+        exported = torch.export.export(model, example.args, example.kwargs, strict=False)
+    module = exported.graph_module
+    _inline_regions(module)
+    _refuse_symbolic(module)
+    specs = exported.graph_signature.input_specs
+    kinds = {s.arg.name: s.kind.name for s in specs}
+    placeholders = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}
+    held = {s.arg.name: exported.constants.get(str(s.target)) for s in specs if s.kind.name == "CONSTANT_TENSOR"}
+    return Captured(
+        module=module,
+        parameter_nodes={
+            str(s.target): placeholders[s.arg.name]
+            for s in specs
+            if s.kind.name == "PARAMETER" and s.arg.name in placeholders
+        },
+        inputs=tuple(name for name in placeholders if kinds.get(name) == "USER_INPUT"),
+        constants={
+            name: float(value)
+            for name, value in held.items()
+            if isinstance(value, torch.Tensor)
+            and value.numel() == 1
+            and value.device.type != "meta"
+            and not value.is_complex()
+        },
+        front_end=front_end,
+    )
+
+
+def _refuse_symbolic(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        values = node.meta.get("val")
+        for value in values if isinstance(values, tuple | list) else [values]:
+            if isinstance(value, torch.Tensor) and any(not isinstance(s, int) for s in value.shape):
+                raise CaptureError("a size depends on values", where=describe(node))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Gradients on, warnings and logs off, no collections: how both front ends run."""
     with warnings.catch_warnings(), torch.enable_grad(), _no_collection(), _quiet():
         warnings.simplefilter("ignore")
-        return torch.export.export(model, example.args, example.kwargs, strict=False)
+        yield
 
 
 @contextmanager
@@ -135,6 +171,8 @@ def _no_collection() -> Iterator[None]:
 
 def _explain_failure(model: nn.Module, example: Example, error: Exception) -> AutofitError:
     """Tell a forward that is wrong from one that only resists capture."""
+    if isinstance(error, AutofitError):
+        return error
     reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
     line = _user_frame(error, model)
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
@@ -255,16 +293,8 @@ def _inline_regions(module: fx.GraphModule) -> None:
         module.recompile()
 
 
-def _merge_ties(
-    model: nn.Module, module: fx.GraphModule, exported: torch.export.ExportedProgram
-) -> tuple[Parameter, ...]:
+def _merge_ties(model: nn.Module, node_of: Mapping[str, fx.Node]) -> tuple[Parameter, ...]:
     """One Parameter per storage; the graph reads each storage through one placeholder."""
-    placeholders = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}
-    node_of = {
-        spec.target: placeholders[spec.arg.name]
-        for spec in exported.graph_signature.input_specs
-        if spec.kind.name == "PARAMETER" and spec.arg.name in placeholders
-    }
     named: dict[tuple[Any, ...], list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         named.setdefault(storage_key(p), []).append((name, p))

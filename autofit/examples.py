@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,18 @@ def normalize(example: Any) -> Example:
         f"example= is a {type(example).__name__}",
         todo="pass one tensor, a tuple of positional arguments, or a dict of keyword arguments",
     )
+
+
+def without_cache(model: nn.Module, example: Example) -> Example:
+    """The example with ``use_cache=False`` where a transformers model would else return a cache."""
+    signature = inspect.signature(model.forward)
+    if not hasattr(model, "config") or "use_cache" not in signature.parameters:
+        return example
+    try:
+        given = signature.bind_partial(*example.args, **example.kwargs).arguments
+    except TypeError:
+        return example
+    return example if "use_cache" in given else replace(example, kwargs={**example.kwargs, "use_cache": False})
 
 
 def candidate_examples(model: nn.Module) -> Iterator[Example]:
@@ -138,8 +150,6 @@ def _from_config(model: nn.Module, config: Any) -> Iterator[Example]:
         wanted["decoder_input_ids"] = ids(lengths[1])
     if not wanted:
         return
-    if "use_cache" in parameters:
-        wanted["use_cache"] = False
     yield Example((), wanted, inferred=True)
 
 

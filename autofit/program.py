@@ -35,6 +35,25 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Captured:
+    """What a front end gives.
+
+    Attributes:
+        module: the graph; calls ATen ops only, every ``node.meta["val"]`` is a fake tensor.
+        parameter_nodes: placeholder of each parameter by one of its names.
+        inputs: names of the placeholders that carry data, in order.
+        constants: values of one-element tensors that the program holds, by node name.
+        front_end: how the graph was obtained, in words for the report.
+    """
+
+    module: fx.GraphModule
+    parameter_nodes: dict[str, fx.Node]
+    inputs: tuple[str, ...]
+    constants: dict[str, float]
+    front_end: str
+
+
+@dataclass(frozen=True)
 class Program:
     """What capture saw.
 

@@ -106,7 +106,7 @@ class Widths:
         for factors in products:
             if all(a.serial in reasons for f in factors for a in f):
                 for a in self._lead(list(factors), count):
-                    del reasons[a.serial]
+                    reasons.pop(a.serial, None)
         return reasons
 
     def _lead(self, factors: list[tuple[Cell, ...]], count: Counter[int]) -> tuple[Cell, ...]:

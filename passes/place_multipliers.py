@@ -106,14 +106,11 @@ class _Placer:
         readers = [u for u in node.users if "_assert" not in op_name(u)]
         if not readers or any(owner in module_paths(u) for u in readers):
             return None
+        if site.kind == "embedding":  # the path is the value's only way on: all of it is scaled
+            return Carrier("output", owner) if self._all_calls_are_sites(owner, site) else None
         if len(self.calls[owner]) != 1:
             return None
-        between = self._between(node, path[0], site.node)
-        if site.kind == "embedding":
-            between = set()
-            mine, others = self._runs(node, {*node.users}, site.node)
-        else:
-            mine, others = self._runs(node, between, site.node, path[0])
+        mine, others = self._runs(node, self._between(node, path[0], site.node), site.node, path[0])
         if mine is None or others is None or mine & others or not mine:
             return None
         width = node.meta["val"].shape[-1]

@@ -231,7 +231,7 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
     known: dict[int, tuple[int, str]] = {}
 
     def settle(atom: Cell, size: float, where: str) -> bool:
-        if size != int(size) or size <= 0:
+        if size != int(size) or size < min(atom.size, 1):
             raise BaseError(f"{where} cannot be divided in the base as it is here", where=axes.show(atom))
         before = known.get(atom.serial)
         if before is None:

@@ -70,8 +70,9 @@ def test_data_dependent_control_flow_is_named() -> None:
                 x = x * 2
             return self.two(x)
 
+    assert autofit.analyze(Early(), X, base=4).roles.growth.dims.program.front_end.startswith("running it once")
     with pytest.raises(autofit.CaptureError, match=r"control flow from tensor values"):
-        autofit.muify(Early(), X)
+        autofit.muify(Early().to("meta"), X.to("meta"))
 
 
 def test_an_op_without_a_rule_is_refused_and_can_be_allowed() -> None:

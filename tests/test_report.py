@@ -31,17 +31,17 @@ def make(width=64, broken=False):
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
-        self.one = nn.Linear(10, 64)
+        self.one, self.two = nn.Linear(10, 64), nn.Linear(64, 3)
 
     def forward(self, x):
         h = self.one(x)
-        return h * 2 if h.sum() > 0 else h
+        return self.two(h * 2 if h.sum() > 0 else h)
 
 def with_example(width=64, features=10):
     return make(width), torch.zeros(7, features)
 
-def branching():
-    return Branching(), torch.zeros(7, 10)
+def branching(device="cpu"):
+    return Branching().to(device), torch.zeros(7, 10, device=device)
 """
 
 
@@ -158,7 +158,8 @@ def test_explain_gives_source_lines() -> None:
         (("report", "net.py:make", "--base-set", "width=16"), 0, "x4"),
         (("report", "net.py:with_example", "--base", "16"), 0, "output"),
         (("report", "net.py:with_example", "--set", "features=11"), 1, "module 0 (Linear)"),
-        (("report", "net.py:branching"), 1, "decides its control flow from tensor values"),
+        (("report", "net.py:branching"), 0, "running it once"),
+        (("report", "net.py:branching", "--set", "device=meta"), 1, "decides its control flow from tensor values"),
         (("explain", "net.py:make", "2.weight"), 0, "hidden"),
         (("report", "net.py:make", "--set", "broken=true"), 1, "can grow"),
         (("report", "net.py:make", "--base", "0"), 1, "not a positive number"),
