@@ -274,8 +274,8 @@ def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], stric
 
 def _init_constants(model: nn.Module) -> tuple[float, ...]:
     """Standard deviations that configurations name: floats between 0 and 1 with ``init`` in their field."""
-    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "to_dict")}
-    fields = [item for c in configs.values() for item in c.to_dict().items()]
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    fields = [item for c in configs.values() if hasattr(c, "to_dict") for item in c.to_dict().items()]
     named = (v for k, v in fields if isinstance(v, float) and ("init" in k or "std" in k))
     return tuple(dict.fromkeys(v for v in named if 0 < v <= 1 and math.isfinite(v)))
 
