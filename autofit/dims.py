@@ -57,7 +57,7 @@ class Axes:
         self.edges: list[tuple[Cell, Cell, str]] = []
         self.whole_of: list[tuple[Cell, Cell, str]] = []
         self.node = ""
-        self.opaque: list[tuple[str, str]] = []
+        self.opaque: list[tuple[str, str, tuple[Cell, ...]]] = []
         self._depth = 0
 
     def new(self, size: int, owner: str, axis: object) -> Cell:
@@ -107,7 +107,7 @@ class Axes:
         self._depth += 1
         try:
             if self._depth > 24:
-                self.opaque.append((self.node, f"{ra.size} is cut in overlapping ways"))
+                self.opaque.append((self.node, f"{ra.size} is cut in overlapping ways", (ra, rb)))
                 rb.parent = ra
                 return
             if ra.kind == rb.kind == "product":
@@ -132,7 +132,7 @@ class Axes:
                 self._unify_stacked(ra, rb)
             else:
                 rb.parent = ra
-                self.opaque.append((self.node, f"{ra.size} = {self.show(ra)} against {self.show(rb)}"))
+                self.opaque.append((self.node, f"{ra.size} = {self.show(ra)} against {self.show(rb)}", (ra, rb)))
         finally:
             self._depth -= 1
 
@@ -147,7 +147,7 @@ class Axes:
             whole.parent = product
         else:
             product.parent = whole
-            self.opaque.append((self.node, f"{self.show(whole)} against {self.show(product)}"))
+            self.opaque.append((self.node, f"{self.show(whole)} against {self.show(product)}", (whole, product)))
 
     def _align_products(self, left: list[Cell], right: list[Cell]) -> None:
         """Unify two factorizations of one axis, refining whichever factor is coarser."""
@@ -165,7 +165,7 @@ class Axes:
                 left.pop(0)
                 right[:1] = [tail]
             else:
-                self.opaque.append((self.node, f"factors {p.size} and {q.size} do not divide"))
+                self.opaque.append((self.node, f"factors {p.size} and {q.size} do not divide", (p, q)))
                 return
 
     def split_factor(self, cell: Cell, outer: int) -> tuple[Cell, Cell]:
@@ -182,7 +182,7 @@ class Axes:
             if outer % first.size == 0:
                 a, b = self.split_factor(rest, outer // first.size)
                 return self.bundle([first, a], root), b
-            self.opaque.append((self.node, f"{outer} does not divide {self.show(root)}"))
+            self.opaque.append((self.node, f"{outer} does not divide {self.show(root)}", (root,)))
             return self.new(outer, self.node, "part"), self.new(root.size // outer, self.node, "part")
         a = self.new(outer, root.owner, f"{root.axis}.outer")
         b = self.new(root.size // outer, root.owner, f"{root.axis}.inner")
@@ -391,6 +391,21 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Something about an op that no rule says.
+
+    Attributes:
+        node: the op.
+        reason: what is missing, in words.
+        cells: the axes concerned.
+    """
+
+    node: fx.Node
+    reason: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
 class Dims:
     """Dimensions of a program.
 
@@ -403,7 +418,7 @@ class Dims:
         products: every contraction of two activations.
         evidence: facts that decide which axes may grow.
         origin: by node name: ``"weight"`` (computed from parameters alone), ``"constant"`` or ``"data"``.
-        unruled: ops without a rule, with the reason.
+        unruled: what the rules could not say.
     """
 
     program: Program
@@ -414,7 +429,7 @@ class Dims:
     products: tuple[Product, ...]
     evidence: tuple[Evidence, ...]
     origin: dict[str, str]
-    unruled: tuple[tuple[fx.Node, str], ...] = ()
+    unruled: tuple[Gap, ...] = ()
     _uses: dict[str, list[Use]] = field(default_factory=dict, repr=False, compare=False)
     _graph: list[nx.Graph[int]] = field(default_factory=list, repr=False, compare=False)
 

@@ -167,6 +167,9 @@ class Flow:
             return None
         free = [t for t in tensors if not self._from_parameters(t)]
         bound = [t for t in tensors if self._from_parameters(t)]
+        if not free:  # a learned scale times data: follow the data
+            free = [t for t in tensors if self.dims.origin.get(t.name) != "data"]
+            bound = [t for t in tensors if self.dims.origin.get(t.name) == "data"]
         if name != "aten.mul" and bound[:1] != [left]:
             return None
         return (bound[0], None) if len(free) == len(bound) == 1 else None
@@ -196,7 +199,7 @@ class Flow:
         if op_name(node) in ("aten.mul", "aten.div", "aten.add"):
             operands = list(node.all_input_nodes)
             if any(
-                op_name(n) in NORMS | {"aten.sqrt", "aten.linalg_vector_norm"}
+                op_name(n) in NORMS | {"aten.sqrt", "aten.linalg_vector_norm", "aten.norm", "aten.pow"}
                 for n in operands
                 if n.op == "call_function"
             ):

@@ -21,6 +21,7 @@ class Dimension:
         grows: whether plans treat it as a width.
         reason: why it grows or stays fixed.
         cells: serials of the cells that are this dimension.
+        output: whether it may be a fixed number of outputs: nothing contracts it.
         follows: name of the dimension whose ratio it takes where the base does not name it, else empty.
     """
 
@@ -33,6 +34,7 @@ class Dimension:
     reason: str
     cells: frozenset[int]
     follows: str = ""
+    output: bool = False
 
     @property
     def ratio(self) -> float:

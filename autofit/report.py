@@ -46,7 +46,7 @@ def to_json(plan: Plan, roles: Roles) -> dict[str, Any]:
             for d in growth.dimensions
         ],
         "ties": [list(p.names) for p in program.parameters if len(p.names) > 1],
-        "unruled_ops": [{"where": describe(n), "reason": r} for n, r in growth.dims.unruled],
+        "unruled_ops": [{"where": describe(g.node), "reason": g.reason} for g in growth.dims.unruled],
         "plan": plan.to_dict(),
     }
 
@@ -106,7 +106,7 @@ def renderables(plan: Plan, roles: Roles) -> Iterator[RenderableType]:
         for names in ties:
             yield Text("  " + " = ".join(names))
     yield _groups(plan)
-    notes = [*plan.notes, *(f"{reason} at {describe(node)}" for node, reason in growth.dims.unruled)]
+    notes = [*plan.notes, *(f"{g.reason} at {describe(g.node)}" for g in growth.dims.unruled)]
     assumed = sorted({n for s in plan.sites for n in re.findall(r"taken as .*", s.reason)})
     if notes or assumed:
         yield Text("Notes", style="bold")

@@ -110,6 +110,9 @@ class Widths:
         return reasons
 
     def _lead(self, factors: list[tuple[Cell, ...]], count: Counter[int]) -> tuple[Cell, ...]:
+        groups = [f for f in factors if any("groups" in self.kinds.get(a.serial, ()) for a in f)]
+        if 0 < len(groups) < len(factors):  # of a grouped convolution: their number is the architecture's
+            factors = [f for f in factors if f not in groups]
         heads = [f for f in factors if any(a.serial in self.heads for a in f)]
         others = [f for f in factors if f not in heads]
         if heads and others:
@@ -173,42 +176,60 @@ class Widths:
         Returns:
             The dimensions, and by name of those that are ambiguous the parameter axis that contradicts.
         """
-        leaders = {d.size: d.name for d in [*dimensions, main] if d.grows}
-        fixed: dict[int, str] = {}
+        leaders, fixed = self._whole_axes([*dimensions, main])
         taken = {n for d in dimensions for n in (d.name, d.label)}
         found: dict[str, tuple[Dimension, int]] = {}
         known: set[int] = set()
         for name, cells in self.dims.of_parameter.items():
             for cell in cells:
                 atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
-                fixed |= {a.size: name for a in atoms if a.fixed or self.kinds.get(a.serial, set()) & HARD}
-                ends = [a for a in atoms if self._is_loose(a)]
-                whole = len(ends) == len(atoms)
-                for size, part in [(cell.size, ends)] if whole and ends else [(a.size, [a]) for a in ends]:
-                    read, leader = self._is_read(part[0]), leaders.get(size, "")
-                    if part[0].serial in known or not (leader or read):
-                        continue
-                    known |= {a.serial for a in part}
-                    label = name.rpartition(".")[0] or name
-                    label += "[in]" if read else "[out]" if label in taken else ""
-                    label = f"{name}[{cells.index(cell)}]" if label in found else label
-                    reason = "given by no weight" if read else "contracted by nothing"
-                    reason += f", as wide as {leader}" if leader else ""
-                    one = max(a.size for a in part)
-                    members = frozenset(a.serial for a in part)
-                    end = Dimension(label, label, (), one, float(one), bool(leader), reason, members, leader)
-                    found[label] = end, size
+                if not atoms or atoms[0].serial in known or not all(self._is_loose(a) for a in atoms):
+                    continue
+                leader = leaders.get(cell.size, "")
+                known |= {a.serial for a in atoms}
+                label = name.rpartition(".")[0] or name
+                kind, reason = self._end(atoms[0])
+                label += kind if kind == "[in]" or label in taken else ""
+                label = f"{name}[{cells.index(cell)}]" if label in found else label
+                reason += f", as wide as {leader}" if leader else ""
+                one = max(a.size for a in atoms)
+                members = frozenset(a.serial for a in atoms)
+                found[label] = (
+                    Dimension(
+                        label, label, (), one, float(one), bool(leader), reason, members, leader, kind == "[out]"
+                    ),
+                    cell.size,
+                )
         clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
         return [end for end, _ in found.values()], clash
 
-    def _is_read(self, atom: Cell) -> bool:
-        return bool(self.kinds.get(atom.serial, set()) & {"weight", "activations"})
+    def _whole_axes(self, dimensions: Iterable[Dimension]) -> tuple[dict[int, str], dict[int, str]]:
+        """By size: growing dimensions that weights contract as a whole axis, and parameters that contract or look
+        up a fixed one."""
+        by_cell = {c: d for d in dimensions if d.grows for c in d.cells}
+        leaders: dict[int, str] = {}
+        fixed: dict[int, str] = {}
+        for use in self.dims.uses:
+            for cell, kind in use.cells:
+                root = self.axes.find(cell)
+                if kind == "in" and root.serial in by_cell:
+                    leaders[root.size] = by_cell[root.serial].name
+                elif kind in ("in", "index") and root.fixed:
+                    fixed[root.size] = use.parameter
+        return leaders, fixed
 
     def _is_loose(self, atom: Cell) -> bool:
+        hard = atom.fixed or self.kinds.get(atom.serial, set()) & (HARD | {"stack"})
+        return not hard and not self.growable(atom)
+
+    def _end(self, atom: Cell) -> tuple[str, str]:
+        """Which end of a weight an axis hangs at, and why."""
         kinds = self.kinds.get(atom.serial, set())
-        if atom.fixed or atom.size == 1 or kinds & (HARD | {"stack"}):
-            return False
-        return not self._is_read(atom) or atom.serial not in self.given
+        if atom.serial not in self.given:
+            return "[in]", "given by no weight"
+        return "[out]", "summed only between activations, and an output" if "activations" in kinds else (
+            "contracted by nothing"
+        )
 
     def bound_to_data(self) -> list[str]:
         """Axes that weights give and contract, but that the program makes one with an axis of the input."""

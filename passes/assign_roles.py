@@ -10,7 +10,7 @@ from torch import fx
 
 from autofit.dims import Cell, Product, Use
 from autofit.errors import DimensionError, PlanError
-from autofit.flow import Factor, Flow, flat_cells, reaching_output
+from autofit.flow import Factor, Flow, reaching_output
 from autofit.growth import Growth
 from autofit.measure import Fan
 from autofit.program import Parameter, describe, op_name
@@ -65,12 +65,11 @@ class AssignRoles:
 def _refuse_unruled(growth: Growth) -> None:
     """An op without a rule matters if a growing axis, or what a parameter touches, ends there."""
     dims = growth.dims
-    for node, reason in dims.unruled:
-        cells = [c for n in node.all_input_nodes for c in flat_cells(dims.of.get(n.name, ()))]
-        if any(growth.grows(c) for c in cells):
+    for gap in dims.unruled:
+        if any(growth.grows(c) for c in gap.cells):
             raise DimensionError(
-                f"{reason}, and a growing dimension passes through it",
-                where=describe(node),
+                f"{gap.reason}, and a growing dimension passes through it",
+                where=describe(gap.node),
                 todo="pass strict=False to match its axes by size, or report the op so that it gets a rule",
             )
 

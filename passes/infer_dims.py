@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from autofit.dims import AxisConflictError, Cell, Dims
+from autofit.dims import AxisConflictError, Cell, Dims, Gap
 from autofit.flow import is_linear
 from autofit.passes.ops import RULES, Context
 from autofit.passes.ops.elementwise import pointwise
@@ -39,7 +39,7 @@ class InferDims:
         of_parameter = {p.name: ctx.of[p.node] for p in program.parameters if p.node}
         unruled = list(ctx.unruled)
         by_name = {n.name: n for n in program.graph.nodes}
-        unruled += [(by_name[name], reason) for name, reason in ctx.axes.opaque]
+        unruled += [Gap(by_name[name], reason, cells) for name, reason, cells in ctx.axes.opaque]
         return Dims(
             program=program,
             axes=ctx.axes,
@@ -88,7 +88,7 @@ def _apply(ctx: Context, node: fx.Node) -> None:
         try:
             rule(ctx, node)
         except AxisConflictError as conflict:
-            ctx.unruled.append((node, str(conflict)))
+            ctx.gap(node, str(conflict))
     if ctx.origin[node.name] == "data":
         for operand in operands:
             is_weight = ctx.is_tensor(operand) and ctx.origin.get(operand.name) == "weight"
@@ -98,7 +98,7 @@ def _apply(ctx: Context, node: fx.Node) -> None:
 
 def _match_by_size(ctx: Context, node: fx.Node) -> None:
     """No rule: an axis is matched only where exactly one input dimension has its size."""
-    ctx.unruled.append((node, f"no rule for {op_name(node)}"))
+    ctx.gap(node, f"no rule for {op_name(node)}")
     before = [c for n in node.all_input_nodes for c in _flat(ctx.of.get(n.name, ()))]
     for cell in _flat(ctx.of[node.name]):
         same = {ctx.axes.find(c).serial: c for c in before if c.size == cell.size and cell.size > 1}

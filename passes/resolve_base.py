@@ -74,7 +74,8 @@ class ResolveBase:
             else:
                 growth = _from_number(dims, dimensions, main, size, self.base)
             growth = replace(growth, notes=(*growth.notes, *(_note_end(d) for d in dimensions if d.follows)))
-        return replace(growth, notes=(*growth.notes, *widths.bound_to_data()))
+        shown = tuple(d for d in growth.dimensions if d.grows or d.follows or not d.output)
+        return replace(growth, dimensions=shown, notes=(*growth.notes, *widths.bound_to_data()))
 
 
 def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size: int, base: float) -> Growth:
@@ -210,6 +211,7 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
     solved = _solve(dims, dimensions, sizes)
+    _refuse_other_outputs(solved, main)
     return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes)
 
 
@@ -222,7 +224,9 @@ def _from_shapes(dims: Dims, dimensions: list[Dimension], main: Dimension, base:
             raise BaseError(f"{p.name} {found} in the base shapes", where=origin)
         cells = dims.of_parameter.get(p.name, ())
         sizes += [(c, s or c.size, p.name) for c, s in zip(cells, base.shapes[name], strict=False)]
-    return Growth(dims, _settle(_solve(dims, dimensions, sizes)), origin, main.name)
+    solved = _solve(dims, dimensions, sizes)
+    _refuse_other_outputs(solved, main)
+    return Growth(dims, _settle(solved), origin, main.name)
 
 
 def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int, str]]) -> list[Dimension]:
@@ -295,6 +299,18 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
             name, label = f"{d.name}[{i}]", f"{d.label}[{i}]"
             resolved.append(replace(d, name=name, label=label, base=float(size), cells=cells))
     return resolved
+
+
+def _refuse_other_outputs(solved: Iterable[Dimension], main: Dimension) -> None:
+    """Outputs that grow exactly as the main width are features; other changes are another number of classes."""
+    solved = list(solved)
+    ratio = next((d.ratio for d in solved if d.name == main.name), main.ratio)
+    for d in solved:
+        if d.output and d.base != d.size and d.ratio != ratio:
+            raise BaseError(
+                f"{d.label}: an axis of {d.size} is {d.base:g} in the base, but it is an output ({d.reason})",
+                todo="base and model must agree in data, vocabulary, classes and experts",
+            )
 
 
 def _known_size(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from autofit.dims import Axes, AxisConflictError, Cell, Evidence, Kind, Product, Use
+from autofit.dims import Axes, AxisConflictError, Cell, Evidence, Gap, Kind, Product, Use
+from autofit.flow import flat_cells
 from autofit.program import shape_of
 
 
@@ -31,7 +32,7 @@ class Context:
         self.uses: list[Use] = []
         self.products: list[Product] = []
         self.evidence: list[Evidence] = []
-        self.unruled: list[tuple[fx.Node, str]] = []
+        self.unruled: list[Gap] = []
 
     def fresh(self, node: fx.Node, value: Any = None) -> tuple[Any, ...]:
         """New axes for a node's value; nested tuples for several values."""
@@ -206,6 +207,11 @@ class Context:
     def elementwise_use(self, node: fx.Node, operand: fx.Node) -> None:
         """Record that a weight enters an op without being contracted."""
         self.use(node, operand, [(c, "elementwise") for c in self[operand]])
+
+    def gap(self, node: fx.Node, reason: str) -> None:
+        """Record that the rules do not say what this op does with the axes of its inputs."""
+        cells = tuple(c for n in node.all_input_nodes for c in flat_cells(self.of.get(n.name, ())))
+        self.unruled.append(Gap(node, reason, cells))
 
     def recorded(self, node: fx.Node, operand: fx.Node) -> bool:
         """Whether a rule has already said how this weight is used here."""

@@ -92,7 +92,7 @@ def einsum(ctx: Context, node: Call) -> None:
                 ctx.unify(cell, known[letter])
             known.setdefault(letter, cell)
     if len(operands) > 2:
-        ctx.unruled.append((node, "einsum of more than two operands: contractions are not attributed"))
+        ctx.gap(node, "einsum of more than two operands: contractions are not attributed")
 
 
 def attention(ctx: Context, node: Call) -> None:

@@ -59,6 +59,16 @@ def channel_norm(ctx: Context, node: Call) -> None:
             ctx.unify(ctx[operand][0], ctx[x][1])
 
 
+def weight_norm(ctx: Context, node: Call) -> None:
+    """v (a, b), g (a, 1) -> (a, b): rows of length g."""
+    v, g = node.args[:2]
+    ctx.unify_all(ctx[node], ctx[v])
+    ctx.unify_all(ctx[g], ctx[v])
+    for cell, row in zip(ctx[node], ctx[g], strict=True):
+        if row.size > 1:
+            cell.origins |= row.origins
+
+
 def reduction(ctx: Context, node: Call) -> None:
     """(..., a, ...) -> (..., ...): the reduced axes vanish, the others stay."""
     x = node.args[0]
@@ -136,7 +146,8 @@ UNARY = (
     "real imag conj resolve_conj resolve_neg angle float double half bfloat16 long int bool"
 )
 POINTWISE = (
-    "add sub rsub mul div true_divide floor_divide remainder fmod pow where masked_fill clamp clamp_min clamp_max "
+    "add sub rsub mul multiply subtract divide div true_divide floor_divide remainder fmod pow where masked_fill "
+    "clamp clamp_min clamp_max "
     "maximum minimum min max eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
     "bitwise_xor __and__ __or__ __xor__ lerp addcmul addcdiv atan2 copy "
     "__lshift__ __rshift__ fmax fmin hypot copysign heaviside xlogy floor_divide isclose"
@@ -149,7 +160,9 @@ RULES: dict[str, Rule] = {
         for n in "sum mean amax amin max_dim min_dim argmax argmin any all prod var std var_mean std_mean "
         "logsumexp norm linalg_vector_norm nansum median mode count_nonzero aminmax nanmean".split()
     },
+    **{f"aten.fft_{n}": unary for n in "fft fft2 fftn ifft ifft2 ifftn fftshift ifftshift".split()},
     "aten.prelu": channel_norm,
+    "aten._weight_norm": weight_norm,
     "aten.layer_norm": last_axes_norm,
     "aten.rms_norm": last_axes_norm,
     "aten._fused_rms_norm": last_axes_norm,

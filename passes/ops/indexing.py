@@ -99,6 +99,12 @@ def index_put(ctx: Context, node: Call) -> None:
     """x (n, d), [i (b)], values (b, d) -> (n, d)."""
     keep_first(ctx, node)
     values = node.args[2]
+    first = next((n for n in node.args[1] if n is not None), None)
+    if first is not None and "bool" in str(first.meta["val"].dtype):
+        kept = ctx[node][len(ctx[first]) :]
+        if ctx.is_tensor(values) and kept and len(ctx[values]) >= len(kept) and node.args[1][0] is first:
+            ctx.broadcast(kept, ctx[values][-len(kept) :])
+        return
     used = [i for i, n in enumerate(node.args[1]) if n is not None]
     if ctx.is_tensor(values) and used == list(range(len(used))):
         ctx.broadcast(

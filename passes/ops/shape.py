@@ -117,6 +117,18 @@ def split(ctx: Context, node: Call) -> None:
         at += size
 
 
+def glu(ctx: Context, node: Call) -> None:
+    """(a + a, c) -> (a, c): one half gates the other."""
+    before, out = ctx[node.args[0]], ctx[node]
+    dim = int(node.args[1] if len(node.args) > 1 else -1) % len(before)
+    for i, (o, b) in enumerate(zip(out, before, strict=True)):
+        if i == dim:
+            _slice(ctx, node, b, 0, o.size, o)
+            _slice(ctx, node, b, o.size, 2 * o.size, o)
+        else:
+            ctx.unify(o, b)
+
+
 def unbind(ctx: Context, node: Call) -> None:
     """(n, a) -> n x (a)."""
     before = ctx[node.args[0]]
@@ -183,6 +195,36 @@ def diagonal(ctx: Context, node: Call) -> None:
     ctx.unify_all(out[:-1], [b for i, b in enumerate(before) if i not in drop])
 
 
+def unfold(ctx: Context, node: Call) -> None:
+    """(a, n) -> (a, m, w): m windows of w elements; both are data."""
+    x, dim = node.args[0], int(node.args[1])
+    before, out = ctx[x], ctx[node]
+    at = dim % len(before)
+    for i, (o, b) in enumerate(zip(out, before, strict=False)):
+        if i != at:
+            ctx.unify(o, b)
+    ctx.data([out[at]], node)
+    ctx.data([out[-1]], node, "taps")
+
+
+def as_strided(ctx: Context, node: Call) -> None:
+    """Axes that keep size and stride are the same; the others are windows over data."""
+    before, out = ctx[node.args[0]], ctx[node]
+    old, new = node.args[0].meta["val"].stride(), node.meta["val"].stride()
+    free = {i for i, b in enumerate(before) if b.size > 1}
+    windows = []
+    for o, stride in zip(out, new, strict=True):
+        same = [i for i in free if before[i].size == o.size and old[i] == stride]
+        if same:
+            ctx.unify(o, before[same[0]])
+            free.remove(same[0])
+        elif o.size > 1:
+            windows.append(o)
+    if any(not ctx.axes.find(before[i]).fixed for i in free):
+        ctx.gap(node, "as_strided cuts an axis that is not data")
+    ctx.data(windows, node)
+
+
 def create(ctx: Context, node: Call) -> None:
     """() -> (a, b): new axes, equal to nothing yet."""
 
@@ -224,6 +266,7 @@ RULES: dict[str, Rule] = {
     **{
         f"aten.{n}": split for n in "split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split hsplit".split()
     },
+    "aten.glu": glu,
     "aten.unbind": unbind,
     "aten.slice": slice_,
     "aten.narrow": narrow,
@@ -232,6 +275,8 @@ RULES: dict[str, Rule] = {
     "aten.pad": pad,
     "aten.constant_pad_nd": pad,
     "aten.diff": diff,
+    "aten.unfold": unfold,
+    "aten.as_strided": as_strided,
     **{
         f"aten.{n}": create
         for n in "arange zeros ones full empty rand randn randint eye linspace scalar_tensor new_zeros new_ones "

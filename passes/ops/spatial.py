@@ -81,6 +81,7 @@ def _grouped(
         ctx.axes.join(w_out, [stack, each_out])
         ctx.unify(w_in, each_in)
     ctx.note(stack, "stack", node)
+    ctx.note(stack, "groups", node)
     if w_in.size == 1 or each_in.size == 1:
         return [(w_in, "elementwise"), (w_out, "elementwise")]
     return [(w_in, "in"), (w_out, "out")]
@@ -118,6 +119,15 @@ def pixel_unshuffle(ctx: Context, node: Call) -> None:
     ctx.data(out[-2:], node)
 
 
+def im2col(ctx: Context, node: Call) -> None:
+    """(b, c, h, w) -> (b, c * taps, windows)."""
+    before, out = ctx[node.args[0]], ctx[node]
+    taps = ctx.axes.new(out[-2].size // before[-3].size, node.name, "taps")
+    ctx.data([taps, out[-1]], node, "taps")
+    ctx.unify_all(out[:-2], before[:-3])
+    ctx.axes.join(out[-2], [before[-3], taps])
+
+
 def grid_sample(ctx: Context, node: Call) -> None:
     """x (b, c, h, w), grid (b, h', w', 2) -> (b, c, h', w')."""
     ctx.unify_all(ctx[node][:2], ctx[node.args[0]][:2])
@@ -146,5 +156,6 @@ RULES: dict[str, Rule] = {
     "aten.replication_pad2d": pooling,
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.im2col": im2col,
     "aten.grid_sampler": grid_sample,
 }
