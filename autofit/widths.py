@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 
 from autofit.dims import Cell, Dims
 from autofit.errors import DimensionError
 from autofit.flow import reaching_output
 from autofit.growth import Dimension
-from autofit.program import describe
+from autofit.program import describe, op_name
 
 HARD = frozenset({"data", "index", "taps", "stacked", "gates"})
 
@@ -80,6 +81,11 @@ class Widths:
                 kept = tuple(f for f in factors if f)
                 if len(kept) > 1:
                     found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
+        for use in self.dims.uses:  # axes that one op contracts together are one sum
+            ins = [tuple(a for a in self.axes.atoms(c) if self.growable(a)) for c, k in use.cells if k == "in"]
+            kept = tuple(f for f in ins if f)
+            if len(kept) > 1 and "bilinear" not in op_name(use.node):
+                found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
         return list(found.values())
 
     def followers(self) -> dict[int, str]:
@@ -203,6 +209,12 @@ class Widths:
         clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
         return [end for end, _ in found.values()], clash
 
+    def _variable_size(self, cell: Cell, variable: set[int]) -> int:
+        root = self.axes.find(cell)
+        if root.kind != "product":
+            return root.size
+        return prod(f.size for f in self.axes.factors(root) if any(a.serial in variable for a in self.axes.atoms(f)))
+
     def _whole_axes(self, dimensions: Iterable[Dimension]) -> tuple[dict[int, str], dict[int, str]]:
         """By size: growing dimensions that weights contract as a whole axis, and parameters that contract or look
         up a fixed one."""
@@ -272,15 +284,17 @@ class Widths:
     def main(self, dimensions: list[Dimension]) -> tuple[Dimension, int]:
         """The growing dimension that the last readout contracts, else the one most often contracted.
 
-        The size is that of the whole contracted axis: heads x head size is one width.
+        The size is that of the whole contracted axis: heads x head size is one width, while what can never
+        grow (pixels of a flattened image) is left out.
         """
         by_cell = {c: d for d in dimensions for c in d.cells if d.grows}
+        variable = {c for d in dimensions for c in d.cells}
         reaches = reaching_output(self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c)))
         best: tuple[Dimension, int] | None = None
         count: Counter[tuple[str, int]] = Counter()
         for use in self.dims.uses:
             grown = [
-                (by_cell[a.serial], c.size)
+                (by_cell[a.serial], self._variable_size(c, variable))
                 for c, k in use.cells
                 if k == "in"
                 for a in self.axes.atoms(c)

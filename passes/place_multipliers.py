@@ -139,7 +139,7 @@ class _Placer:
     ) -> tuple[set[int] | None, set[int] | None]:
         """Elements of the last axis of ``start`` that go to the site, and those that go elsewhere."""
         shape = start.meta["val"].shape
-        values: dict[fx.Node, Any] = {start: torch.arange(shape[-1]).expand(shape)}
+        values: dict[fx.Node, Any] = {start: torch.arange(shape[-1]).expand(shape).contiguous()}
         mine: set[int] = set()
         others: set[int] = set()
         stack = [start]

@@ -208,9 +208,10 @@ class Context:
         """Record that a weight enters an op without being contracted."""
         self.use(node, operand, [(c, "elementwise") for c in self[operand]])
 
-    def gap(self, node: fx.Node, reason: str) -> None:
-        """Record that the rules do not say what this op does with the axes of its inputs."""
-        cells = tuple(c for n in node.all_input_nodes for c in flat_cells(self.of.get(n.name, ())))
+    def gap(self, node: fx.Node, reason: str, cells: tuple[Cell, ...] | None = None) -> None:
+        """Record that the rules do not say what this op does with some axes, or with all axes of its inputs."""
+        if cells is None:
+            cells = tuple(c for n in node.all_input_nodes for c in flat_cells(self.of.get(n.name, ())))
         self.unruled.append(Gap(node, reason, cells))
 
     def recorded(self, node: fx.Node, operand: fx.Node) -> bool:

@@ -91,8 +91,9 @@ def einsum(ctx: Context, node: Call) -> None:
             if letter in known:
                 ctx.unify(cell, known[letter])
             known.setdefault(letter, cell)
-    if len(operands) > 2:
-        ctx.gap(node, "einsum of more than two operands: contractions are not attributed")
+    summed = tuple(cell for letter, cell in known.items() if letter not in right)
+    if len(operands) > 2 and summed:
+        ctx.gap(node, "einsum of more than two operands: contractions are not attributed", summed)
 
 
 def attention(ctx: Context, node: Call) -> None:
@@ -185,6 +186,25 @@ def _recurrent_use(ctx: Context, node: Call, w: fx.Node, kinds: list[tuple[Cell,
     ctx.use(node, w, kinds, x)
 
 
+def recurrent_cell(ctx: Context, node: Call) -> None:
+    """x (b, i), state (b, h), w_ih (g*h, i), w_hh (g*h, h), biases (g*h) -> (b, h): i and h contracted."""
+    gates = {"lstm_cell": 4, "gru_cell": 3}.get(node.target._schema.name.split("::")[1], 1)
+    x, states, w_ih, w_hh, *biases = node.args
+    h = ctx.axes.new(ctx[w_hh][1].size, node.name, "hidden")
+    for w in (w_ih, w_hh, *tensors(biases)):
+        count = ctx.axes.new(gates, node.name, "gates")
+        ctx.data([count], node, "gates")
+        ctx.axes.join(ctx[w][0], [count, h])
+    ctx.unify(ctx[w_hh][1], h)
+    ctx.unify(ctx[w_ih][1], ctx[x][-1])
+    outs = ctx[node] if ctx[node] and isinstance(ctx[node][0], tuple) else (ctx[node],)
+    for cells in (*(ctx[s] for s in tensors([states])), *outs):
+        ctx.unify(cells[-1], h)
+        ctx.unify_all(cells[:-1], ctx[x][:-1])
+    for w in (w_ih, w_hh):
+        _recurrent_use(ctx, node, w, [(ctx[w][0], "out"), (ctx[w][1], "in")], x)
+
+
 def bilinear(ctx: Context, node: Call) -> None:
     """(b, i), (b, j), w (o, i, j) -> (b, o): i and j contracted."""
     x, y, w = node.args[:3]
@@ -209,5 +229,6 @@ RULES: dict[str, Rule] = {
     "transformers.grouped_mm_fallback": grouped_mm,
     "aten._grouped_mm": grouped_mm,
     **{f"aten.{n}": recurrent for n in "lstm gru rnn_tanh rnn_relu".split()},
+    **{f"aten.{n}": recurrent_cell for n in "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()},
     "aten.bilinear": bilinear,
 }

@@ -22,6 +22,9 @@ def tensors(value: Any) -> list[fx.Node]:
 def pointwise(ctx: Context, node: Call) -> None:
     """(..., a) op (..., a) -> (..., a): right-aligned axes are equal."""
     out = ctx[node]
+    if out and isinstance(out[0], tuple):  # max and min over an axis, with the place
+        reduction(ctx, node)
+        return
     for operand in tensors((node.args, node.kwargs)):
         ctx.broadcast(out, ctx[operand])
     _equal_operands(ctx, node)
@@ -60,13 +63,11 @@ def channel_norm(ctx: Context, node: Call) -> None:
 
 
 def weight_norm(ctx: Context, node: Call) -> None:
-    """v (a, b), g (a, 1) -> (a, b): rows of length g."""
+    """v (a, b), g (a, 1) -> (a, b): rows of v, scaled to the lengths g."""
     v, g = node.args[:2]
     ctx.unify_all(ctx[node], ctx[v])
     ctx.unify_all(ctx[g], ctx[v])
-    for cell, row in zip(ctx[node], ctx[g], strict=True):
-        if row.size > 1:
-            cell.origins |= row.origins
+    ctx.use(node, g, [(c, "elementwise") for c in ctx[g]], v)
 
 
 def reduction(ctx: Context, node: Call) -> None:
@@ -85,7 +86,8 @@ def reduction(ctx: Context, node: Call) -> None:
 
 
 def _reduced(node: Call, rank: int) -> set[int]:
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    at = 2 if "norm" in str(node.target) else 1
+    dims = node.kwargs.get("dim", node.args[at] if len(node.args) > at else None)
     if isinstance(dims, bool) or dims is None:
         return set(range(rank))
     listed = dims if isinstance(dims, list | tuple) else [dims]
@@ -147,7 +149,7 @@ UNARY = (
 )
 POINTWISE = (
     "add sub rsub mul multiply subtract divide div true_divide floor_divide remainder fmod pow where masked_fill "
-    "clamp clamp_min clamp_max "
+    "clamp clamp_min clamp_max hardswish log_sigmoid polar complex "
     "maximum minimum min max eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
     "bitwise_xor __and__ __or__ __xor__ lerp addcmul addcdiv atan2 copy "
     "__lshift__ __rshift__ fmax fmin hypot copysign heaviside xlogy floor_divide isclose"
@@ -158,7 +160,7 @@ RULES: dict[str, Rule] = {
     **{
         f"aten.{n}": reduction
         for n in "sum mean amax amin max_dim min_dim argmax argmin any all prod var std var_mean std_mean "
-        "logsumexp norm linalg_vector_norm nansum median mode count_nonzero aminmax nanmean".split()
+        "logsumexp norm linalg_norm linalg_vector_norm nansum median mode count_nonzero aminmax nanmean".split()
     },
     **{f"aten.fft_{n}": unary for n in "fft fft2 fftn ifft ifft2 ifftn fftshift ifftshift".split()},
     "aten.prelu": channel_norm,

@@ -6,6 +6,7 @@ from typing import Any
 
 from autofit.passes.ops.context import Call, Context, Rule
 from autofit.passes.ops.elementwise import tensors
+from autofit.program import op_name
 
 
 def view(ctx: Context, node: Call) -> None:
@@ -41,6 +42,26 @@ def permute(ctx: Context, node: Call) -> None:
     before = ctx[node.args[0]]
     for out, source in zip(ctx[node], permutation(node, len(before)), strict=True):
         ctx.unify(out, before[source])
+
+
+def expand_as(ctx: Context, node: Call) -> None:
+    """(1, b), (a, b) -> (a, b)."""
+    ctx.broadcast(ctx[node], ctx[node.args[1]])
+    expand(ctx, node)
+
+
+def view_as_complex(ctx: Context, node: Call) -> None:
+    """(a, 2) -> (a)."""
+    *rest, pair = ctx[node.args[0]]
+    ctx.unify_all(ctx[node], rest)
+    ctx.data([pair], node, "taps")
+
+
+def view_as_real(ctx: Context, node: Call) -> None:
+    """(a) -> (a, 2)."""
+    *rest, pair = ctx[node]
+    ctx.unify_all(rest, ctx[node.args[0]])
+    ctx.data([pair], node, "taps")
 
 
 def expand(ctx: Context, node: Call) -> None:
@@ -137,7 +158,14 @@ def unbind(ctx: Context, node: Call) -> None:
         ctx.unify_all(out, [b for i, b in enumerate(before) if i != dim])
 
 
+def _only_shape(node: Call) -> bool:
+    """Whether a value is read for its shape alone."""
+    return bool(node.users) and all(op_name(u).endswith("_like") or ".new_" in op_name(u) for u in node.users)
+
+
 def _slice(ctx: Context, node: Call, whole: Any, start: int, stop: int, into: Any) -> None:
+    if _only_shape(node):
+        return
     if into.size == whole.size:
         ctx.unify(into, whole)
     elif ctx.axes.find(whole).fixed:
@@ -255,7 +283,9 @@ RULES: dict[str, Rule] = {
         for n in "permute transpose swapaxes swapdims t numpy_T mT mH adjoint movedim moveaxis transpose_copy".split()
     },
     "aten.expand": expand,
-    "aten.expand_as": expand,
+    "aten.expand_as": expand_as,
+    "aten.view_as_complex": view_as_complex,
+    "aten.view_as_real": view_as_real,
     "aten.broadcast_to": expand,
     "aten.repeat": repeat,
     "aten.tile": repeat,

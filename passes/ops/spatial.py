@@ -128,6 +128,15 @@ def im2col(ctx: Context, node: Call) -> None:
     ctx.axes.join(out[-2], [before[-3], taps])
 
 
+def col2im(ctx: Context, node: Call) -> None:
+    """(b, c * taps, windows) -> (b, c, h, w)."""
+    before, out = ctx[node.args[0]], ctx[node]
+    taps = ctx.axes.new(before[-2].size // out[-3].size, node.name, "taps")
+    ctx.data([taps, *out[-2:]], node, "taps")
+    ctx.unify_all(out[:-3], before[:-2])
+    ctx.axes.join(before[-2], [out[-3], taps])
+
+
 def grid_sample(ctx: Context, node: Call) -> None:
     """x (b, c, h, w), grid (b, h', w', 2) -> (b, c, h', w')."""
     ctx.unify_all(ctx[node][:2], ctx[node.args[0]][:2])
@@ -157,5 +166,6 @@ RULES: dict[str, Rule] = {
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
     "aten.im2col": im2col,
+    "aten.col2im": col2im,
     "aten.grid_sampler": grid_sample,
 }
