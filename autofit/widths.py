@@ -23,7 +23,7 @@ class Widths:
     Attributes:
         kinds: what the program does with a cell.
         given: cells of axes that weights give: outputs of contractions, tables, gains.
-        heads: cells that batch a contraction of two activations.
+        heads: cells that batch a contraction, of two activations or of one with a weight.
         summed: cells that such a contraction sums over.
     """
 
@@ -35,7 +35,7 @@ class Widths:
             for atom in self.axes.atoms(fact.cell):
                 self.kinds.setdefault(atom.serial, set()).add(fact.kind)
                 self.first.setdefault((atom.serial, fact.kind), fact.node)
-        self.heads: set[int] = set()
+        self.heads: set[int] = {s for s, kinds in self.kinds.items() if "stack" in kinds and "groups" not in kinds}
         self.summed: set[int] = set()
         self.given = {
             a.serial
@@ -191,6 +191,8 @@ class Widths:
                 atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
                 if not atoms or atoms[0].serial in known or not all(self._is_loose(a) for a in atoms):
                     continue
+                if len({a.size for a in atoms}) > 1 or (len(atoms) > 1 and self.axes.find(cell).kind == "product"):
+                    continue
                 leader = leaders.get(cell.size, "")
                 known |= {a.serial for a in atoms}
                 label = name.rpartition(".")[0] or name
@@ -202,7 +204,16 @@ class Widths:
                 members = frozenset(a.serial for a in atoms)
                 found[label] = (
                     Dimension(
-                        label, label, (), one, float(one), bool(leader), reason, members, leader, kind == "[out]"
+                        label,
+                        label,
+                        (),
+                        one,
+                        float(one),
+                        bool(leader),
+                        reason,
+                        members,
+                        leader,
+                        "output" in self.kinds.get(atoms[0].serial, ()),
                     ),
                     cell.size,
                 )

@@ -47,7 +47,7 @@ class _Placer:
         for node in self.dims.program.calls():
             for key, path in zip(node.meta.get("nn_module_stack") or {}, module_paths(node), strict=True):
                 self.calls.setdefault(path, set()).add(key)
-                self.inside.setdefault(path, []).append(node)
+                self.inside.setdefault(key, []).append(node)
 
     def place(self, site: Site) -> Carrier:
         """Nearest carrier, in the order input of the site's module, output upstream, key, weight."""
@@ -73,11 +73,8 @@ class _Placer:
             return None
         entering = outer[0]
         on_path = {*site.paths[0], site.node}
-        readers = [
-            n
-            for n in self.inside[path]
-            if any(i not in self.inside[path] and self._is_data(i) for i in n.all_input_nodes)
-        ]
+        call = set(self.inside[list(site.node.meta["nn_module_stack"])[-1]])
+        readers = [n for n in call if any(i not in call and self._is_data(i) for i in n.all_input_nodes)]
         if any(n not in on_path for n in readers) or entering not in {i for n in readers for i in n.all_input_nodes}:
             return None
         return Carrier("input", path)
