@@ -151,6 +151,8 @@ def _from_config(model: nn.Module, config: Any) -> Iterator[Example]:
     if not wanted:
         return
     yield Example((), wanted, inferred=True)
+    if "pixel_values" in wanted and _field(config, "image_size") is None:  # halved so often that a prime does not do
+        yield Example((), {**wanted, "pixel_values": floats(*wanted["pixel_values"].shape[:2], 96, 128)}, inferred=True)
 
 
 def _from_first_layer(model: nn.Module) -> Iterator[Example]:

@@ -15,6 +15,8 @@ from autofit.plan import Plan
 from autofit.program import storage_key
 
 MARK = "_autofit"
+HANDLES = "_autofit_handles"
+"""Kept on a module with its hooks: in a process that unpickles it, their numbers are then not given out again."""
 
 
 def _scale(value: torch.Tensor, factor: float, runs: tuple[tuple[int, int], ...]) -> torch.Tensor:
@@ -103,24 +105,20 @@ def install(model: nn.Module, plan: Plan) -> None:
             raise LoweringError(f"the plan has a multiplier on {path}, which this model lacks")
         module = modules[path]
         if place == "input":
-            module.register_forward_pre_hook(ScaleInput(site.multiplier), with_kwargs=True)
+            handle = module.register_forward_pre_hook(ScaleInput(site.multiplier), with_kwargs=True)
         elif place == "key":
-            module.register_forward_pre_hook(ScaleKey(site.multiplier), with_kwargs=True)
+            handle = module.register_forward_pre_hook(ScaleKey(site.multiplier), with_kwargs=True)
         else:
-            module.register_forward_hook(ScaleOutput(site.multiplier, site.carrier.indices))
+            handle = module.register_forward_hook(ScaleOutput(site.multiplier, site.carrier.indices))
+        module.__dict__.setdefault(HANDLES, []).append(handle)
     model.__dict__[MARK] = {"scheme": plan.scheme, "base": dict(plan.base)}
 
 
 def uninstall(model: nn.Module) -> None:
     """Take all multipliers and the mark off again."""
     for module in model.modules():
-        for registry, flags in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
-        ):
-            for key in [k for k, h in registry.items() if isinstance(h, HOOKS)]:
-                del registry[key]
-                flags.pop(key, None)
+        for handle in module.__dict__.pop(HANDLES, ()):
+            handle.remove()
     model.__dict__.pop(MARK, None)
 
 

@@ -123,7 +123,7 @@ class _Reader:
             parameter=p,
             role=role,
             r_in=self.ratio(ins),
-            r_out=self.ratio(outs),
+            r_out=self.ratio([*outs, *(c for c, k in use.cells if k == "stack")]),
             fan_in=math.prod(c.size for c in ins) * taps,
             fan_out=math.prod(c.size for c in outs),
             taps=taps,
@@ -142,9 +142,9 @@ class _Reader:
         return math.prod(self.growth.ratio(c) for c in cells)
 
     def role_of_use(self, use: Use) -> tuple[Role, str]:
-        """RULES 1: what is contracted, and what survives."""
+        """RULES 1: what is contracted, and what survives; independent maps in a stack survive side by side."""
         ins = [c for c, k in use.cells if k == "in"]
-        outs = [c for c, k in use.cells if k == "out"]
+        outs = [c for c, k in use.cells if k in ("out", "stack")]
         others = [c for c, k in use.cells if k == "elementwise"]
         grows_in = any(self.growth.grows(c) for c in ins)
         grows_out = any(self.growth.grows(c) for c in outs)

@@ -140,6 +140,8 @@ class Context:
             kinds: list[tuple[Cell, Kind]] = []
             for letter, cell in by_letter[side].items():
                 kind: Kind = "in" if letter in contracted else "stack" if letter in batch else "out"
+                if not contracted:  # a product with broadcasting
+                    kind = "elementwise"
                 kinds.append((cell, kind))
                 if kind == "in":
                     self.note(by_letter[1 - side][letter], "weight", node)

@@ -1,0 +1,81 @@
+"""Examples for types whose inputs no configuration tells: images as patches with a grid, images beside their tokens."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+
+
+def example_for(model: Any) -> Any:
+    """Arguments for one call, or ``None`` where autofit infers the example."""
+    wanted = inspect.signature(model.forward).parameters
+    if "image_grid_thw" in wanted and "pixel_values" in wanted:
+        return _patches(model.config, wanted)
+    if "grid_thw" in wanted and hasattr(model.config, "patch_size"):
+        pixels, grid = _grid(model.config)
+        return {next(iter(wanted)): pixels, "grid_thw": grid}
+    if "pixel_values" in wanted and "input_ids" in wanted and _image_token(model.config) is not None:
+        return _image_and_tokens(model)
+    return None
+
+
+def _grid(vision: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flattened patches of one image of two by two merged patches."""
+    merge = int(getattr(vision, "spatial_merge_size", 2) or 2)
+    side = 2 * merge
+    channels = int(getattr(vision, "in_channels", getattr(vision, "num_channels", 3)) or 3)
+    size = channels * int(getattr(vision, "temporal_patch_size", 1) or 1) * int(vision.patch_size) ** 2
+    return torch.zeros(side * side, size), torch.tensor([[1, side, side]])
+
+
+def _patches(config: Any, wanted: Any) -> dict[str, Any]:
+    pixels, grid = _grid(config.vision_config)
+    ids = torch.zeros(1, 17, dtype=torch.long)
+    kinds = torch.zeros(1, 17, dtype=torch.long)
+    ids[0, 3:7] = _image_token(config)
+    kinds[0, 3:7] = 1
+    example = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": kinds}
+    return {k: v for k, v in example.items() if k in wanted}
+
+
+def _image_token(config: Any) -> int | None:
+    for name in ("image_token_id", "image_token_index", "image_pad_token_id"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return None
+
+
+def _image_and_tokens(model: Any) -> dict[str, Any] | None:
+    """One image; the model's own complaint says how many places its features need."""
+    vision = getattr(model.config, "vision_config", model.config)
+    size = getattr(vision, "image_size", None) or 64
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    example = {"input_ids": torch.zeros(1, 17, dtype=torch.long), "pixel_values": torch.zeros(1, 3, height, width)}
+    try:
+        with torch.no_grad():
+            model(**example)
+    except ValueError as error:
+        found = re.search(r"features:? ?(\d+)", str(error))
+        if not found:
+            return None
+        count = int(found[1])
+        text = getattr(model.config, "text_config", model.config)
+        for places in {count, count // max(int(getattr(text, "hidden_size", 1)), 1)}:
+            ids = torch.zeros(1, places + 13, dtype=torch.long)
+            ids[0, 3 : places + 3] = _image_token(model.config)
+            kinds = (ids == _image_token(model.config)).long()
+            trial = {**example, "input_ids": ids}
+            if "token_type_ids" in inspect.signature(model.forward).parameters:
+                trial["token_type_ids"] = kinds
+            try:
+                with torch.no_grad():
+                    model(**trial)
+                return trial
+            except (ValueError, RuntimeError):
+                continue
+    except Exception:
+        return None
+    return None

@@ -1,0 +1,356 @@
+"""The zoo: models that nobody here chose, each in a process of its own.
+
+    python benchmarks/zoo.py run --source transformers     # resumable; rows go to docs/coverage.jsonl
+    python benchmarks/zoo.py write                          # docs/coverage.md from the rows
+    python benchmarks/zoo.py diff OLD.jsonl                 # what changed against an older run
+
+For each model: built, captured by which front end, planned strictly, static and differential inference agree,
+forward runs after `muify`, identity at the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+ROWS = ROOT / "docs" / "coverage.jsonl"
+PAGE = ROOT / "docs" / "coverage.md"
+SOURCES = ("transformers", "plain")
+
+
+# what is in the zoo -------------------------------------------------------------------------------------
+
+
+def names(source: str) -> list[str]:
+    """Names of all models of a source."""
+    if source == "plain":
+        from plain_models import MODELS
+
+        return list(MODELS)
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return [n for n in CONFIG_MAPPING_NAMES if n]
+
+
+def builder(source: str, name: str) -> Callable[[int], tuple[Any, Any]] | None:
+    """Function of a width (64 or 32) that gives a model and its example; ``None`` if the type has no model."""
+    if source == "plain":
+        from plain_models import MODELS
+
+        return MODELS[name]
+    return _transformers_builder(name)
+
+
+def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
+    import torch
+    import transformers
+    from examples_zoo import example_for
+    from shrink import shrink
+
+    from autofit.cli import AUTO_CLASSES, auto_class
+
+    transformers.logging.set_verbosity_error()
+    config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[name]
+    if not any(config_class in getattr(transformers, a)._model_mapping for a in AUTO_CLASSES):
+        return None
+
+    def build(width: int) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        config = config_class()
+        shrink(config, width)
+        model = auto_class(config).from_config(config)
+        return model, example_for(model)
+
+    return build
+
+
+# one model ----------------------------------------------------------------------------------------------
+
+
+def examine(source: str, name: str) -> dict[str, Any]:
+    """All answers for one model; never raises."""
+    row: dict[str, Any] = {"source": source, "name": name, "stage": "build"}
+    try:
+        build = builder(source, name)
+        if build is None:
+            return row | {"stage": "no model class"}
+        _examine(row, build)
+    except Exception as error:
+        row["error"] = type(error).__name__
+        row["reason"] = str(error).strip()[:600]
+        module = type(error).__module__
+        row["crash"] = row["stage"] != "build" and not module.startswith("autofit")
+        if row["crash"]:
+            row["traceback"] = traceback.format_exc()[-1500:]
+    return row
+
+
+def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> None:
+    import torch
+
+    import autofit
+
+    model, example = build(64)
+    base, _ = build(32)
+    row["class"] = type(model).__name__
+    row["stage"] = "plan"
+    start = time.perf_counter()
+    number = autofit.analyze(model, example, base=32)
+    row["seconds"] = round(time.perf_counter() - start, 2)
+    program = number.roles.growth.dims.program
+    row["ops"] = sum(1 for _ in program.calls())
+    row["front_end"] = program.front_end
+    row["notes"] = len(number.plan.notes)
+    row["stage"] = "differential"
+    second = autofit.analyze(model, example, base=base)
+    row["stage"] = "static"
+    row["disagree"] = list(differences(autofit.analyze(model, example, base=second.base()), second))
+    row["stage"] = "identity"
+    inputs = normal_inputs(model, example)
+    model.eval()
+    before = outputs(model, inputs)
+    at_base, _ = build(64)
+    at_base.load_state_dict(model.state_dict())
+    at_base.eval()
+    same = autofit.muify(at_base, example, base=model_as_base(number))
+    row["identity"] = all(
+        torch.equal(a, b) or (a != a).all() for a, b in zip(before, outputs(same.model, inputs), strict=True)
+    )
+    row["stage"] = "muify"
+    muified = autofit.muify(model, example, base=32)
+    row["stage"] = "forward"
+    after = outputs(muified.model, inputs)
+    row["forward"] = len(after) == len(before) and all(a.shape == b.shape for a, b in zip(after, before, strict=True))
+    row["stage"] = "done"
+
+
+def differences(static: Any, differential: Any) -> Iterator[str]:
+    """Where the answers from one model and those from comparing two differ, at equal base sizes."""
+    for p, q in zip(static.plan.parameters.values(), differential.plan.parameters.values(), strict=True):
+        if (p.role, p.rule, p.r_in, p.r_out) != (q.role, q.rule, q.r_in, q.r_out):
+            yield f"{p.name}: {p.rule} in x{p.r_in:g} out x{p.r_out:g} and {q.rule} in x{q.r_in:g} out x{q.r_out:g}"
+    for s, t in zip(static.plan.sites, differential.plan.sites, strict=True):
+        if abs(s.multiplier - t.multiplier) > 1e-9:
+            yield f"{s.where}: x{s.multiplier:g} and x{t.multiplier:g}"
+
+
+def model_as_base(analysis: Any) -> dict[str, float]:
+    """The base at which the model is its own base."""
+    return {d.name: d.size for d in analysis.roles.growth.dimensions}
+
+
+def normal_inputs(model: Any, example: Any) -> Any:
+    """The example with random floats in place of zeros."""
+    import torch
+
+    from autofit.examples import candidate_examples, normalize
+
+    chosen = normalize(example) if example is not None else next(iter(candidate_examples(model)))
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.any():
+            return torch.randn(value.shape, generator=generator).to(value)
+        return value
+
+    return [fill(a) for a in chosen.args], {k: fill(v) for k, v in chosen.kwargs.items()}
+
+
+def outputs(model: Any, inputs: Any) -> list[Any]:
+    """All tensors that one forward pass returns."""
+    import torch
+    from torch.utils import _pytree
+
+    args, kwargs = inputs
+    torch.manual_seed(0)
+    with torch.no_grad():
+        result = model(*args, **kwargs)
+    if hasattr(result, "to_tuple"):
+        result = result.to_tuple()
+    return [t.clone() for t in _pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+
+
+# many models --------------------------------------------------------------------------------------------
+
+
+def _child(source: str, name: str, pipe: Any) -> None:
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_num_threads(1)
+    pipe.send(examine(source, name))
+
+
+def run(source: str, only: list[str], jobs: int, timeout: float, again: list[str]) -> None:
+    """Examine what has no row yet; `again` names stages whose rows are repeated."""
+    from rich.progress import Progress
+
+    rows = read(ROWS)
+    todo = [
+        n
+        for n in names(source)
+        if (n in only if only else (source, n) not in rows or rows[source, n]["stage"] in again)
+    ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "autofit.api", "shrink"])
+    running: dict[str, tuple[Any, Any, float]] = {}
+    with Progress() as progress:
+        task = progress.add_task(source, total=len(todo))
+        waiting = list(reversed(todo))
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.pop()
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(source, name, there), daemon=True)
+                process.start()
+                there.close()
+                running[name] = (process, here, time.monotonic())
+            for name, (process, here, start) in list(running.items()):
+                row = None
+                if here.poll(0.02):
+                    try:
+                        row = here.recv()
+                    except EOFError:
+                        row = {"source": source, "name": name, "stage": "died", "crash": True}
+                elif time.monotonic() - start > timeout:
+                    row = {"source": source, "name": name, "stage": "timeout", "reason": f"over {timeout:g} s"}
+                if row is not None:
+                    process.kill()
+                    process.join()
+                    del running[name]
+                    rows[source, name] = row
+                    write_rows(rows)
+                    progress.advance(task)
+                    progress.console.print(f"{name}: {row['stage']} {str(row.get('reason', ''))[:100]}", markup=False)
+
+
+def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows by (source, name)."""
+    if not path.exists():
+        return {}
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(r["source"], r["name"]): r for r in found}
+
+
+def write_rows(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """All rows, sorted, one a line."""
+    ROWS.parent.mkdir(exist_ok=True)
+    lines = [json.dumps(rows[key], sort_keys=True) for key in sorted(rows)]
+    partial = ROWS.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(ROWS)
+
+
+# documents ----------------------------------------------------------------------------------------------
+
+
+def buildable(row: dict[str, Any]) -> bool:
+    """Whether there was a model to examine."""
+    return row["stage"] not in ("no model class", "build")
+
+
+def planned(row: dict[str, Any]) -> bool:
+    """Whether the strict plan was made."""
+    return buildable(row) and "ops" in row
+
+
+def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
+    """docs/coverage.md, line by line."""
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers"))
+    yield "# Coverage"
+    yield ""
+    yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {versions}. Models are shrunk to"
+    yield "width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
+    yield ""
+    yield "| source | types | no model class | not built | examined | planned | agree | forward | identity | crashes |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for source in SOURCES:
+        mine = [r for (s, _), r in rows.items() if s == source]
+        if mine:
+            yield _summary(source, mine)
+    for source in SOURCES:
+        refused = [r for (s, _), r in rows.items() if s == source and buildable(r) and not planned(r)]
+        wrong = [r for (s, _), r in rows.items() if s == source and planned(r) and not _right(r)]
+        missing = [r for (s, _), r in rows.items() if s == source and r["stage"] == "build"]
+        for title, group in (("Not planned", refused), ("Planned, not right", wrong), ("Not built", missing)):
+            if group:
+                yield f"\n## {title}: {source}\n"
+                yield "| model | stage | reason |"
+                yield "|---|---|---|"
+                for row in group:
+                    yield f"| {row['name']} | {row['stage']} | {_reason(row)} |"
+
+
+def _summary(source: str, rows: list[dict[str, Any]]) -> str:
+    examined = [r for r in rows if buildable(r)]
+    made = [r for r in examined if planned(r)]
+    counts = (
+        len(rows),
+        sum(r["stage"] == "no model class" for r in rows),
+        sum(r["stage"] == "build" for r in rows),
+        len(examined),
+        f"{len(made)} ({len(made) / max(len(examined), 1):.1%})",
+        sum(r.get("disagree") == [] for r in made),
+        sum(r.get("forward", False) for r in made),
+        sum(r.get("identity", False) for r in made),
+        sum(bool(r.get("crash")) for r in examined),
+    )
+    return f"| {source} | " + " | ".join(map(str, counts)) + " |"
+
+
+def _right(row: dict[str, Any]) -> bool:
+    return bool(row.get("disagree") == [] and row.get("forward") and row.get("identity"))
+
+
+def _reason(row: dict[str, Any]) -> str:
+    text = row.get("reason") or "; ".join(row.get("disagree", [])[:2])
+    kind = f"{row['error']}: " if row.get("error") else ""
+    return (kind + " ".join(text.split())).replace("|", "\\|")[:300]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run")
+    runner.add_argument("--source", choices=SOURCES, default="transformers")
+    runner.add_argument("--only", default="")
+    runner.add_argument("--again", default="", help="repeat rows that ended at these stages")
+    runner.add_argument("--jobs", type=int, default=2)
+    runner.add_argument("--timeout", type=float, default=180)
+    commands.add_parser("write")
+    commands.add_parser("diff").add_argument("old", type=Path)
+    chosen = parser.parse_args()
+    if chosen.command == "run":
+        only = [n for n in chosen.only.split(",") if n]
+        run(chosen.source, only, chosen.jobs, chosen.timeout, [s for s in chosen.again.split(",") if s])
+    elif chosen.command == "write":
+        PAGE.write_text("\n".join(page(read(ROWS))) + "\n")
+    else:
+        old, new = read(chosen.old), read(ROWS)
+        for key in sorted(old.keys() | new.keys()):
+            was, now = (rows.get(key, {}).get("stage", "absent") for rows in (old, new))
+            if was != now:
+                print(f"{key[0]}:{key[1]}: {was} -> {now}")
+    stages = Counter(r["stage"] for r in read(ROWS).values())
+    print(dict(stages))
+
+
+if __name__ == "__main__":
+    main()
