@@ -117,8 +117,14 @@ def install(model: nn.Module, plan: Plan) -> None:
 def uninstall(model: nn.Module) -> None:
     """Take all multipliers and the mark off again."""
     for module in model.modules():
-        for handle in module.__dict__.pop(HANDLES, ()):
-            handle.remove()
+        for registry, flags in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for key in [k for k, h in registry.items() if isinstance(h, HOOKS)]:
+                del registry[key]
+                flags.pop(key, None)
+        module.__dict__.pop(HANDLES, None)
     model.__dict__.pop(MARK, None)
 
 

@@ -46,6 +46,7 @@ class ParameterRole:
         law_fan: contracted size of the layer a vector belongs to, which its init may follow.
         r_law: growth of ``law_fan``.
         sibling_fans: contracted sizes of the other weights of the same op (recurrent cells).
+        length_of: name of the weight whose rows it gives a length (weight normalization), else empty.
         reason: why, in words.
         where: module path and source line.
     """
@@ -63,6 +64,7 @@ class ParameterRole:
     law_fan: int
     r_law: float
     sibling_fans: tuple[Fan, ...]
+    length_of: str
     reason: str
     where: str
 

@@ -98,7 +98,9 @@ class _Reader:
     def role(self, p: Parameter, uses: list[Use]) -> ParameterRole:
         """One role for all uses of a parameter; lookups come first."""
         if not uses:
-            return ParameterRole(p, "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "never used by forward", p.name)
+            return ParameterRole(
+                p, "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", "never used by forward", p.name
+            )
         found = [self.role_of_use(u) for u in uses]
         order: list[Role] = ["input", "hidden", "output", "vector", "fixed"]
         looked_up = any("index" in u.kinds.values() for u in uses)
@@ -133,9 +135,16 @@ class _Reader:
             law_fan=law,
             r_law=r_law,
             sibling_fans=self.sibling_fans(use),
+            length_of=self.length_of(use),
             reason=reason,
             where=describe(use.node),
         )
+
+    def length_of(self, use: Use) -> str:
+        """The weight that weight normalization divides by its norm before this parameter scales it."""
+        if op_name(use.node) != "aten._weight_norm" or use.partner is None:
+            return ""
+        return next((p.name for p in self.dims.program.parameters if p.node == use.partner.name), "")
 
     def ratio(self, cells: Iterable[Cell]) -> float:
         """Growth of several axes together."""

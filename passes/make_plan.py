@@ -65,6 +65,9 @@ class MakePlan:
         depth = _depth(roles)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
         plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed else p for p in plans)
+        made = {p.name: p.init_factor for p in plans}
+        lengths = {r.parameter.name: r.length_of for r in roles.parameters.values() if r.length_of}
+        plans = tuple(replace(p, init_factor=made[lengths[p.name]]) if p.name in lengths else p for p in plans)
         sites = tuple(
             SitePlan(
                 kind=s.kind,

@@ -338,3 +338,25 @@ def test_renaming_leaves_the_roles_alone() -> None:
     b = autofit.analyze(Renamed(), IDS, base=16).plan.parameters
     assert b["lm_head_embed_norm.weight"].role == a["embed.weight"].role
     assert b["w.weight"].role == a["head.weight"].role
+
+
+class Normed(nn.Module):
+    """Weight normalization over constant initial values: the row lengths hold the scale."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(10, width), nn.Linear(width, width), nn.Linear(width, 3)
+        nn.init.normal_(self.inner.weight, std=0.02)
+        nn.utils.parametrizations.weight_norm(self.inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inner(self.first(x)).relu())
+
+
+def test_row_lengths_follow_their_weight() -> None:
+    torch.manual_seed(0)
+    model = Normed(256)
+    mu = autofit.muify(model, torch.zeros(7, 10), base=16)
+    length, rows = (mu.plan.parameters[f"inner.parametrizations.weight.original{i}"] for i in (0, 1))
+    assert (length.role, rows.role) == ("vector", "hidden")
+    assert model.inner.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
