@@ -26,6 +26,8 @@ NORMS = frozenset(
     f"aten.{n}" for n in "layer_norm rms_norm _fused_rms_norm group_norm batch_norm instance_norm rsqrt".split()
 )
 
+LENGTHS = frozenset(f"aten.{n}" for n in "sqrt pow norm linalg_norm linalg_vector_norm".split())
+
 
 def is_linear(node: fx.Node) -> bool:
     """Whether an op is linear in its tensor operands, for fixed structure."""
@@ -198,16 +200,27 @@ class Flow:
             return True
         if op_name(node) in ("aten.mul", "aten.div", "aten.add"):
             operands = list(node.all_input_nodes)
-            if any(
-                op_name(n) in NORMS | {"aten.sqrt", "aten.linalg_vector_norm", "aten.norm", "aten.pow"}
-                for n in operands
-                if n.op == "call_function"
-            ):
+            if any(self._is_length(n) for n in operands):
                 return True
             inner = [n for n in operands if self.dims.origin.get(n.name) == "data"]
             return len(inner) == 1 and any(self._is_normalized(n) for n in self.upstream(inner[0]).nodes[-1:])
         if op_name(node) in STRUCTURAL | CASTS:
             return any(self._is_normalized(n) for n in node.all_input_nodes)
+        return False
+
+    def _is_length(self, node: fx.Node) -> bool:
+        """A statistic of data's size, as norms divide by: possibly with an epsilon, a bound or a new shape."""
+        for _ in range(6):
+            if node.op != "call_function":
+                return False
+            if op_name(node) in NORMS | LENGTHS:
+                return True
+            if op_name(node) not in STRUCTURAL | CASTS | {"aten.add", "aten.clamp", "aten.clamp_min", "aten.maximum"}:
+                return False
+            inner = [n for n in node.all_input_nodes if self.dims.origin.get(n.name) == "data"]
+            if len(inner) != 1:
+                return False
+            node = inner[0]
         return False
 
     def scalar(self, value: Any) -> float | None:

@@ -14,6 +14,8 @@ from autofit.flow import reaching_output
 from autofit.growth import Dimension
 from autofit.program import describe, op_name
 
+TELLING = 16
+"""Sizes below are equal too often by chance to say anything."""
 HARD = frozenset({"data", "index", "taps", "stacked", "gates"})
 
 
@@ -235,7 +237,7 @@ class Widths:
         for use in self.dims.uses:
             for cell, kind in use.cells:
                 root = self.axes.find(cell)
-                if kind == "in" and root.serial in by_cell:
+                if kind == "in" and root.serial in by_cell and root.size >= TELLING:
                     leaders[root.size] = by_cell[root.serial].name
                 elif kind in ("in", "index") and root.fixed:
                     fixed[root.size] = use.parameter

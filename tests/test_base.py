@@ -213,19 +213,20 @@ def test_pooled_features_are_a_width_and_the_report_says_why() -> None:
     assert autofit.analyze(bert(64), base=partial).plan.parameters["pooler.dense.weight"].role == "hidden"
 
 
-def autoencoder(width: int, features: int = 10) -> nn.Module:
+def autoencoder(width: int, features: int = 20) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(10, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, features)
+        nn.Linear(20, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, features)
     )
 
 
 def test_an_output_as_wide_as_data_and_model_is_ambiguous() -> None:
-    with pytest.raises(autofit.DimensionError, match=r"ambiguous dimension: 10 elements of 4 are(.|\n)*base model"):
-        autofit.analyze(autoencoder(10), X, base=5)
-    settled = autofit.analyze(autoencoder(10), X, base={"2": 5, "0": 5, "4": 10})
+    x = torch.zeros(7, 20)
+    with pytest.raises(autofit.DimensionError, match=r"ambiguous dimension: 20 elements of 4 are(.|\n)*base model"):
+        autofit.analyze(autoencoder(20), x, base=5)
+    settled = autofit.analyze(autoencoder(20), x, base={"2": 5, "0": 5, "4": 20})
     assert settled.plan.parameters["4.weight"].role == "output"
-    assert autofit.analyze(autoencoder(10), X, base=autoencoder(5)).plan.parameters["4.weight"].role == "output"
-    features = autofit.analyze(autoencoder(20, 20), X, base=autoencoder(5, 5))
+    assert autofit.analyze(autoencoder(20), x, base=autoencoder(5)).plan.parameters["4.weight"].role == "output"
+    features = autofit.analyze(autoencoder(40, 40), x, base=autoencoder(10, 10))
     assert features.plan.parameters["4.weight"].role == "hidden"
 
 
