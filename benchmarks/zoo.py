@@ -157,9 +157,10 @@ def normal_inputs(model: Any, example: Any) -> Any:
     """The example with random floats in place of zeros."""
     import torch
 
-    from autofit.examples import candidate_examples, normalize
+    from autofit.examples import candidate_examples, normalize, without_cache
 
     chosen = normalize(example) if example is not None else next(iter(candidate_examples(model)))
+    chosen = without_cache(model, chosen)
     generator = torch.Generator().manual_seed(0)
 
     def fill(value: Any) -> Any:

@@ -292,6 +292,7 @@ RULES: dict[str, Rule] = {
     "aten.repeat_interleave": repeat_interleave,
     "aten.cat": cat,
     "aten.concat": cat,
+    "aten.concatenate": cat,
     "aten.stack": stack,
     **{
         f"aten.{n}": split for n in "split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split hsplit".split()
@@ -311,6 +312,7 @@ RULES: dict[str, Rule] = {
         f"aten.{n}": create
         for n in "arange zeros ones full empty rand randn randint eye linspace scalar_tensor new_zeros new_ones "
         "new_full new_empty tensor tril_indices triu_indices randperm hann_window normal empty_strided "
-        "new_empty_strided logspace nonzero outer meshgrid _local_scalar_dense item".split()
+        "new_empty_strided logspace nonzero outer meshgrid "
+        "_has_compatible_shallow_copy_type _local_scalar_dense item".split()
     },
 }
