@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
@@ -252,10 +253,15 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def write_rows(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
     """All rows, sorted, one a line."""
     ROWS.parent.mkdir(exist_ok=True)
-    lines = [json.dumps(rows[key], sort_keys=True) for key in sorted(rows)]
+    lines = [portable(json.dumps(rows[key], sort_keys=True)) for key in sorted(rows)]
     partial = ROWS.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n")
     partial.replace(ROWS)
+
+
+def portable(text: str) -> str:
+    """Text without the paths of the machine that made it."""
+    return re.sub(r"/[^\s\"']*/(site-packages|lib/python3\.\d+)/", "", text.replace(f"{ROOT}/", ""))
 
 
 # documents ----------------------------------------------------------------------------------------------
