@@ -14,7 +14,6 @@ from torch import nn
 
 from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
-from autofit.program import storage_key
 from autofit.schemes import power, rules
 
 Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
@@ -154,12 +153,8 @@ def param_groups(
 
 
 def _unique_named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Trainable parameters, each storage once."""
-    found: dict[Any, tuple[str, nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            found.setdefault(storage_key(p), (name, p))
-    return list(found.values())
+    """Trainable parameters, each once; two over one storage (a tie that was assigned apart) are two, as in torch."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def _assigned(
