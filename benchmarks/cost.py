@@ -24,7 +24,7 @@ from torch import nn
 
 import autofit
 from autofit.capture import capture
-from autofit.examples import candidate_examples
+from autofit.examples import candidate_examples, without_cache
 from autofit.measure import spreads
 from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
@@ -50,7 +50,7 @@ def clock(run: Callable[[], object]) -> float:
 
 def export(model: nn.Module) -> None:
     """One torch.export of the whole model, as a user would call it."""
-    example = next(iter(candidate_examples(model)))
+    example = without_cache(model, next(iter(candidate_examples(model))))
     torch.export.export(model, example.args, example.kwargs, strict=False)
 
 
