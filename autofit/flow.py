@@ -26,7 +26,7 @@ NORMS = frozenset(
     f"aten.{n}" for n in "layer_norm rms_norm _fused_rms_norm group_norm batch_norm instance_norm rsqrt".split()
 )
 
-LENGTHS = frozenset(f"aten.{n}" for n in "sqrt pow norm linalg_norm linalg_vector_norm".split())
+LENGTHS = frozenset(f"aten.{n}" for n in "sqrt norm linalg_norm linalg_vector_norm".split())
 
 
 def is_linear(node: fx.Node) -> bool:
@@ -213,7 +213,7 @@ class Flow:
         for _ in range(6):
             if node.op != "call_function":
                 return False
-            if op_name(node) in NORMS | LENGTHS:
+            if op_name(node) in NORMS | LENGTHS or (op_name(node) == "aten.pow" and node.args[1] in (0.5, -0.5)):
                 return True
             if op_name(node) not in STRUCTURAL | CASTS | {"aten.add", "aten.clamp", "aten.clamp_min", "aten.maximum"}:
                 return False
