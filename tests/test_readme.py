@@ -48,5 +48,5 @@ def test_the_check_runs_the_two_commands_at_the_top() -> None:
     rest = [c for c in COMMANDS if not c.startswith("autofit ")]
     script = (ROOT / ".ci" / "run").read_text()
     assert rest == ['pip install -e ".[dev]" -c constraints.txt && autofit report hf:gpt2', "pytest"]
-    assert rest[0].replace("pip install", "pip install --quiet") in script
+    assert rest[0] in script
     assert script.rstrip().endswith("pytest")
