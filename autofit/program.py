@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+LAYER_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+"""An index between the dots of a module path."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional", "/torch/utils/", "/torch/export/")
 

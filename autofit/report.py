@@ -15,7 +15,7 @@ from autofit import optim
 from autofit.dims import Cell
 from autofit.errors import TargetError
 from autofit.plan import Carrier, ParameterPlan, Plan, SitePlan
-from autofit.program import describe, source_line
+from autofit.program import LAYER_INDEX, describe, source_line
 from autofit.roles import Roles
 
 ROLE_ORDER = ("input", "hidden", "output", "vector", "fixed")
@@ -55,8 +55,8 @@ def fold_names(names: Iterable[str]) -> list[str]:
     """Join names that differ only in layer indices: ``h.0.w``, ``h.1.w`` -> ``h.{0..1}.w``."""
     groups: dict[str, list[tuple[int, ...]]] = {}
     for name in names:
-        numbers = tuple(int(n) for n in re.findall(r"(?<![^.])\d+(?![^.])", name))
-        groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "\0", name), []).append(numbers)
+        numbers = tuple(int(n) for n in LAYER_INDEX.findall(name))
+        groups.setdefault(LAYER_INDEX.sub("\0", name), []).append(numbers)
     return [_unfold(pattern, found) for pattern, found in groups.items()]
 
 
@@ -178,7 +178,7 @@ def _sites(plan: Plan) -> Iterator[RenderableType]:
     rows: dict[tuple[Any, ...], list[SitePlan]] = {}
     for s in plan.sites:
         module = s.where.split(" (")[0]
-        path = re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
+        path = LAYER_INDEX.sub("*", module)
         rows.setdefault((s.kind, path, s.scale, s.multiplier, s.reason), []).append(s)
     if not rows:
         return

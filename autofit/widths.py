@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from math import prod
+
+from torch import fx
 
 from autofit.dims import Cell, Dims
 from autofit.errors import DimensionError
 from autofit.flow import reaching_output
 from autofit.growth import Dimension
-from autofit.program import describe, op_name
+from autofit.program import LAYER_INDEX, describe, op_name
 
 TELLING = 16
 """Sizes below are equal too often by chance to say anything."""
@@ -283,6 +285,10 @@ class Widths:
             suffix += f"/{share}" if share > 1 else ""
         return path + suffix
 
+    @cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        return {n.name: n for n in self.dims.program.graph.nodes}
+
     def _why_grows(self, atom: Cell) -> str:
         for kind, text in (
             ("weight", "contracted with a weight"),
@@ -290,8 +296,7 @@ class Widths:
         ):
             node = self.first.get((atom.serial, kind))
             if node:
-                by_name = {n.name: n for n in self.dims.program.graph.nodes}
-                return f"{text} in {describe(by_name[node])}"
+                return f"{text} in {describe(self._nodes[node])}"
         return "part of a contracted axis"
 
     def main(self, dimensions: list[Dimension]) -> tuple[Dimension, int]:
@@ -329,7 +334,7 @@ class Widths:
 
 def fold_layers(path: str) -> str:
     """A path with its layer indices as ``*``; a bare index, as in ``nn.Sequential``, is no layer of a stack."""
-    return path if not any(c.isalpha() for c in path) else re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+    return path if not any(c.isalpha() for c in path) else LAYER_INDEX.sub("*", path)
 
 
 def _unique_names(found: list[Dimension]) -> list[Dimension]:

@@ -76,9 +76,9 @@ def _shrink_part(part: Any, scale: float, width: int) -> None:
     if any(HEADS.search(k) and isinstance(v, list | tuple) for k, v in fields.items()) and "embed_dim" in fields:
         _shrink_stages(part, fields, width)
     fields = {k: v for k, v in vars(part).items() if not k.startswith("_")}
+    staged = any(isinstance(v, list | tuple) and HEADS.search(k) for k, v in fields.items())
     for key, value in fields.items():
         new = value
-        staged = any(isinstance(v, list | tuple) and HEADS.search(k) for k, v in fields.items())
         if isinstance(value, bool) or value is None or (staged and key in ("embed_dim", "hidden_size")):
             continue
         if isinstance(value, int):

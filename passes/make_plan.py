@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Literal
 from autofit.errors import PlanError
 from autofit.measure import Fan, Law, Spread, find_law, pool
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
+from autofit.program import LAYER_INDEX
 from autofit.roles import ParameterRole, Roles
 from autofit.schemes import power, rules
 
@@ -176,12 +176,12 @@ class MakePlan:
 
 
 def _fold(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name), shape
+    return LAYER_INDEX.sub("*", name), shape
 
 
 def _depth(roles: Roles) -> int:
     """Largest repetition count in parameter names: the number of layers."""
-    numbers = [int(n) + 1 for name in roles.parameters for n in re.findall(r"(?<![^.])\d+(?![^.])", name)]
+    numbers = [int(n) + 1 for name in roles.parameters for n in LAYER_INDEX.findall(name)]
     return max(numbers, default=1)
 
 
