@@ -221,6 +221,17 @@ def test_normalized_queries_and_keys_are_left_alone() -> None:
     assert any("gains set the scale" in n for n in found.plan.notes)
 
 
+def test_a_cube_is_no_normalization() -> None:
+    """Behind a polynomial no boundary carries the factor: that is said, and not taken for a normalization."""
+
+    def cubed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k = q + q.pow(3), k + k.pow(3)
+        return (q @ k.mT / math.sqrt(D)).softmax(-1) @ v
+
+    with pytest.raises(autofit.LoweringError, match=r"no module boundary can carry(.|\n)*test_attention"):
+        autofit.analyze(Attention(cubed), IDS, base=WIDTH // 4, grow="head_dim")
+
+
 def test_linear_attention_is_refused_with_its_line() -> None:
     def linear(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return q @ (k.mT @ v)
