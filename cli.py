@@ -187,6 +187,10 @@ AUTO_CLASSES = (
     "AutoModelForCTC",
     "AutoModelForImageTextToText",
     "AutoModelForPreTraining",
+    "AutoModelForObjectDetection",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForTimeSeriesPrediction",
     "AutoModel",
 )
 
@@ -220,12 +224,13 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
 
 def auto_class(config: Any) -> Any:
     """The transformers Auto class that makes the model which one would train from a configuration."""
-    import transformers
+    from transformers.models.auto import modeling_auto
 
     both = getattr(config, "is_encoder_decoder", False)
     order = sorted(AUTO_CLASSES, key=lambda name: both and "Seq2Seq" not in name)
-    found = (getattr(transformers, name) for name in order)
-    return next((cls for cls in found if type(config) in cls._model_mapping), None)
+    rest = sorted(name for name in vars(modeling_auto) if name.startswith("AutoModelFor") and name not in order)
+    found = (getattr(modeling_auto, name) for name in (*order, *rest))
+    return next((cls for cls in found if type(config) in getattr(cls, "_model_mapping", ())), None)
 
 
 def main() -> None:

@@ -6,11 +6,18 @@ import inspect
 import re
 from typing import Any
 
+import examples_audio
+import examples_text
+import examples_vision
 import torch
 
 
 def example_for(model: Any) -> Any:
     """Arguments for one call, or ``None`` where autofit infers the example."""
+    for find in (examples_text.example_for, examples_vision.example_for, examples_audio.example_for):
+        found = find(model)
+        if found is not None:
+            return found
     wanted = inspect.signature(model.forward).parameters
     if "image_grid_thw" in wanted and "pixel_values" in wanted:
         return _patches(model.config, wanted)

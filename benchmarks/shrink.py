@@ -35,9 +35,10 @@ def shrink(config: Any, width: int) -> None:
     main = max((_hidden(p) for p in parts), default=64)
     for part in parts:
         _shrink_part(part, 64 / main, width)
-    for key, value in EXCEPTIONS.get(config.model_type, {}).items():
-        if key != "reason":
-            _assign(config, key, value, width)
+    for part in parts:
+        for key, value in EXCEPTIONS.get(part.model_type, {}).items():
+            if key != "reason":
+                _assign(part, key, value, width)
 
 
 def _parts(config: Any) -> Any:

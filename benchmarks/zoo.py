@@ -62,11 +62,11 @@ def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
     from examples_zoo import example_for
     from shrink import shrink
 
-    from autofit.cli import AUTO_CLASSES, auto_class
+    from autofit.cli import auto_class
 
     transformers.logging.set_verbosity_error()
     config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[name]
-    if not any(config_class in getattr(transformers, a)._model_mapping for a in AUTO_CLASSES):
+    if auto_class(object.__new__(config_class)) is None:
         return None
 
     def build(width: int) -> tuple[Any, Any]:
@@ -199,11 +199,11 @@ def _child(source: str, name: str, pipe: Any) -> None:
     pipe.send(examine(source, name))
 
 
-def run(source: str, only: list[str], jobs: int, timeout: float, again: list[str]) -> None:
-    """Examine what has no row yet; `again` names stages whose rows are repeated."""
+def run(source: str, only: list[str], jobs: int, timeout: float, again: list[str], path: Path) -> None:
+    """Examine what has no row yet in the file at `path`; `again` names stages whose rows are repeated."""
     from rich.progress import Progress
 
-    rows = read(ROWS)
+    rows = read(path)
     todo = [
         n
         for n in names(source)
@@ -237,7 +237,7 @@ def run(source: str, only: list[str], jobs: int, timeout: float, again: list[str
                     process.join()
                     del running[name]
                     rows[source, name] = row
-                    write_rows(rows)
+                    write_rows(rows, path)
                     progress.advance(task)
                     progress.console.print(f"{name}: {row['stage']} {str(row.get('reason', ''))[:100]}", markup=False)
 
@@ -250,13 +250,13 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(r["source"], r["name"]): r for r in found}
 
 
-def write_rows(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+def write_rows(rows: dict[tuple[str, str], dict[str, Any]], path: Path) -> None:
     """All rows, sorted, one a line."""
-    ROWS.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     lines = [portable(json.dumps(rows[key], sort_keys=True)) for key in sorted(rows)]
-    partial = ROWS.with_suffix(".partial")
+    partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n")
-    partial.replace(ROWS)
+    partial.replace(path)
 
 
 def portable(text: str) -> str:
@@ -341,12 +341,13 @@ def main() -> None:
     runner.add_argument("--again", default="", help="repeat rows that ended at these stages")
     runner.add_argument("--jobs", type=int, default=2)
     runner.add_argument("--timeout", type=float, default=180)
+    runner.add_argument("--rows", type=Path, default=ROWS, help="file that the rows go to")
     commands.add_parser("write")
     commands.add_parser("diff").add_argument("old", type=Path)
     chosen = parser.parse_args()
     if chosen.command == "run":
         only = [n for n in chosen.only.split(",") if n]
-        run(chosen.source, only, chosen.jobs, chosen.timeout, [s for s in chosen.again.split(",") if s])
+        run(chosen.source, only, chosen.jobs, chosen.timeout, [s for s in chosen.again.split(",") if s], chosen.rows)
     elif chosen.command == "write":
         PAGE.write_text("\n".join(page(read(ROWS))) + "\n")
     else:
@@ -355,8 +356,8 @@ def main() -> None:
             was, now = (rows.get(key, {}).get("stage", "absent") for rows in (old, new))
             if was != now:
                 print(f"{key[0]}:{key[1]}: {was} -> {now}")
-    stages = Counter(r["stage"] for r in read(ROWS).values())
-    print(dict(stages))
+    rows = read(chosen.rows if chosen.command == "run" else ROWS)
+    print(dict(Counter(r["stage"] for r in rows.values())))
 
 
 if __name__ == "__main__":
