@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autofit.api import Analysis, analyze, muify
+    from autofit.deferred import deferred_init
     from autofit.errors import (
         AutofitError,
         BaseError,
@@ -40,6 +41,7 @@ _HOME = {
         "autofit.errors",
     ),
     "Plan": "autofit.plan",
+    "deferred_init": "autofit.deferred",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "TargetError",
     "VerificationError",
     "analyze",
+    "deferred_init",
     "muify",
 ]
 

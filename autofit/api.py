@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import nn
 from autofit import lowering, optim
 from autofit.bases import read_base
 from autofit.capture import capture
+from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
 from autofit.growth import Growth
@@ -32,6 +33,10 @@ from autofit.verify import verify_program, verify_values
 
 Base = int | nn.Module | Callable[[], nn.Module] | Mapping[str, float] | str | os.PathLike[str]
 Progress = Callable[[str], None]
+NOT_SEEN = (
+    "the model is on meta and its initialization was not seen, so no initial value is planned: "
+    "build it by autofit.deferred_init(factory)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class Analysis:
         plan: roles, factors and multipliers, as data.
         roles: the dataflow facts behind the plan.
         applied: whether the plan was applied to the model.
+        recipe: how initial values come about, of a model that was on ``meta``.
     """
 
     model: nn.Module = field(repr=False)
     plan: Plan
     roles: Roles = field(repr=False)
     applied: bool
+    recipe: Recipe | None = field(default=None, repr=False)
 
     def param_groups(
         self,
@@ -115,6 +122,27 @@ class Analysis:
         result: torch.optim.Optimizer = cls(made, lr=lr, **settings)
         return result
 
+    def init_(self, generator: torch.Generator | None = None) -> None:
+        """Draw the initial values of a model that was on ``meta`` when it was muified, once it has memory.
+
+        The model's own initialization is replayed tensor by tensor, parameters and buffers, and scaled as planned.
+        Values depend on the generator alone, not on how the parameters are sharded (``DTensor``, FSDP2).
+
+        Args:
+            generator: of the seeds, torch's default one if ``None``; give every process the same.
+
+        Raises:
+            PlanError: not muified, not from ``meta``, still there, or a tensor's initialization was not seen.
+        """
+        if not self.applied:
+            raise PlanError("analyze applies nothing", todo="call init_ on what muify returned")
+        if self.recipe is None:
+            raise PlanError(
+                "how this model's values come about was not seen",
+                todo="init_ is for models on meta: build yours by autofit.deferred_init(factory), then muify it",
+            )
+        draw_all(self.recipe, self.model, self.plan, generator)
+
     def base(self) -> dict[str, float]:
         """Base size of every dimension that can grow, in elements."""
         return dict(self.plan.base)
@@ -160,9 +188,10 @@ def analyze(
     roles = AssignRoles(strict=strict)(growth)
     say("plan")
     carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
+    recipe = find_recipe(model)
     make = MakePlan(
         carriers=carriers,
-        spreads=spreads(model),
+        spreads=spreads(model) | (recipe.spreads(model) if recipe else {}),
         shapes={p.name: p.shape for p in dims.program.parameters},
         scheme=scheme,
         bottleneck=bottleneck,
@@ -170,7 +199,10 @@ def analyze(
         constants=_init_constants(model),
         zero_readout=zero_readout,
     )
-    return Analysis(model, make(roles), roles, applied=False)
+    plan = make(roles)
+    if recipe is None and any(p.is_meta for p in model.parameters()):
+        plan = replace(plan, notes=(*plan.notes, NOT_SEEN))
+    return Analysis(model, plan, roles, applied=False, recipe=recipe)
 
 
 def muify(
@@ -234,7 +266,8 @@ def muify(
             verify_program(found.roles, again, found.plan)
         lowering.rescale(model, found.plan)
         verify_values(found.plan, spreads(model, found.plan.rescaled()))
-    return Analysis(model, found.plan, found.roles, applied=True)
+    forget(model)
+    return Analysis(model, found.plan, found.roles, applied=True, recipe=found.recipe)
 
 
 def _check_options(model: object, **options: str) -> None:
@@ -255,7 +288,9 @@ def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], stric
     if isinstance(base, nn.Module):
         if lowering.is_muified(base):
             raise BaseError("the base model is already muified", todo="pass an untouched model as base")
-        second = BaseModel(InferDims()(capture(base, example)), {n: s.std for n, s in spreads(base).items()})
+        recipe = find_recipe(base)
+        drawn = spreads(base) | (recipe.spreads(base) if recipe else {})
+        second = BaseModel(InferDims()(capture(base, example)), {n: s.std for n, s in drawn.items()})
         return ResolveBase(second, grow)(dims)
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from autofit.errors import AutofitError, CaptureError, ExampleError
-from autofit.examples import Example, candidate_examples, normalize, without_cache
+from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
 from autofit.program import Captured, Parameter, Program, describe, storage_key
 from autofit.record import record
 
@@ -43,7 +43,7 @@ def capture(model: nn.Module, example: Any = None) -> Program:
     failure: AutofitError | None = None
     for attempt in attempts:
         try:
-            return _capture_once(model, without_cache(model, attempt))
+            return _capture_once(model, beside(model, without_cache(model, attempt)))
         except (ExampleError, CaptureError) as error:
             failure = failure or error
     if failure is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree
 
 from autofit.errors import ExampleError
 
@@ -69,6 +70,14 @@ def without_cache(model: nn.Module, example: Example) -> Example:
     except TypeError:
         return example
     return example if "use_cache" in given else replace(example, kwargs={**example.kwargs, "use_cache": False})
+
+
+def beside(model: nn.Module, example: Example) -> Example:
+    """The example with its tensors on ``meta`` where the whole model is there."""
+    if not all(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        return example
+    args, kwargs = _pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (example.args, example.kwargs))
+    return replace(example, args=args, kwargs=kwargs)
 
 
 def candidate_examples(model: nn.Module) -> Iterator[Example]:

@@ -58,17 +58,20 @@ def spreads(model: nn.Module, only: Collection[str] | None = None) -> dict[str, 
         if key in seen or p.device.type == "meta" or p.numel() == 0 or not p.is_floating_point():
             continue
         seen.add(key)
-        values = p.detach()
-        low = values.dtype in (torch.float16, torch.bfloat16)
-        values = values.float() if low else values
-        # not std_mean: that op is seven times slower than var on a CPU
-        std, mean = values.var(correction=0).sqrt(), values.mean()
-        if p.numel() < FEW:
-            std = values.square().mean().sqrt()
-        low_end, high_end = torch.aminmax(values)
-        bound = max(abs(float(low_end)), abs(float(high_end)))
-        found[name] = Spread(float(std), float(mean), bound, p.numel())
+        found[name] = spread(p.detach())
     return found
+
+
+def spread(values: torch.Tensor) -> Spread:
+    """Spread of the values of one tensor, of any shape."""
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    # not std_mean: that op is seven times slower than var on a CPU
+    std, mean = values.var(correction=0).sqrt(), values.mean()
+    if values.numel() < FEW:
+        std = values.square().mean().sqrt()
+    low_end, high_end = torch.aminmax(values)
+    bound = max(abs(float(low_end)), abs(float(high_end)))
+    return Spread(float(std), float(mean), bound, values.numel())
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Law:
 
 
 def pool(spreads: Sequence[Spread]) -> Spread:
-    """One spread for tensors drawn alike."""
+    """One spread for tensors drawn alike; an object that is there twice is one sample."""
+    spreads = list({id(s): s for s in spreads}.values())
     count = sum(s.count for s in spreads)
     std = math.sqrt(sum(s.std**2 * s.count for s in spreads) / max(count, 1))
     mean = sum(s.mean * s.count for s in spreads) / max(count, 1)
