@@ -28,6 +28,7 @@ app = App(
 Settings = Annotated[list[str] | None, Parameter(name="--set", negative=())]
 BaseSettings = Annotated[list[str] | None, Parameter(name="--base-set", negative=())]
 Grow = Literal["heads", "head_dim"]
+Frozen = Literal["keep", "plan"]
 
 
 @app.command
@@ -38,6 +39,7 @@ def report(
     settings: Settings = None,
     base_settings: BaseSettings = None,
     grow: Grow = "heads",
+    frozen: Frozen | None = None,
     strict: bool = True,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -49,10 +51,11 @@ def report(
         settings: KEY=VALUE for the factory or config; may be repeated.
         base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
         grow: what grows with a numeric base.
+        frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
         strict: refuse where an answer would be a guess.
         json_: print JSON.
     """
-    found = _analyze(target, base, settings or [], base_settings or [], grow, strict)
+    found = _analyze(target, base, settings or [], base_settings or [], grow=grow, frozen=frozen, strict=strict)
     if json_:
         print(json.dumps(found.to_json(), indent=2))
         return
@@ -72,6 +75,7 @@ def explain(
     settings: Settings = None,
     base_settings: BaseSettings = None,
     grow: Grow = "heads",
+    frozen: Frozen | None = None,
     strict: bool = True,
 ) -> None:
     """Say why a parameter or dimension is what it is, with source lines.
@@ -83,15 +87,16 @@ def explain(
         settings: KEY=VALUE for the factory or config; may be repeated.
         base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
         grow: what grows with a numeric base.
+        frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
         strict: refuse where an answer would be a guess.
     """
-    found = _analyze(target, base, settings or [], base_settings or [], grow, strict)
+    found = _analyze(target, base, settings or [], base_settings or [], grow=grow, frozen=frozen, strict=strict)
     from autofit.report import explain as explanation
 
     Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)
 
 
-def _analyze(target: str, base: str, settings: list[str], base_settings: list[str], grow: Grow, strict: bool) -> Any:
+def _analyze(target: str, base: str, settings: list[str], base_settings: list[str], **options: Any) -> Any:
     from autofit.api import analyze
 
     console = Console(stderr=True)
@@ -108,9 +113,8 @@ def _analyze(target: str, base: str, settings: list[str], base_settings: list[st
             model,
             example,
             base=chosen,
-            grow=grow,
-            strict=strict,
             progress=lambda stage: status.update(stage),
+            **options,
         )
 
 

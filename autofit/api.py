@@ -170,11 +170,12 @@ def analyze(
     bottleneck: Literal["hidden", "output"] = "hidden",
     grow: Literal["heads", "head_dim"] = "heads",
     zero_readout: bool = False,
+    frozen: Literal["keep", "plan"] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
     say = progress or (lambda stage: None)
-    _check_options(model, init=init, bottleneck=bottleneck, grow=grow)
+    _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen)
     if lowering.is_muified(model):
         raise LoweringError(
             "this model is already muified",
@@ -183,9 +184,9 @@ def analyze(
     say("capture")
     dims = InferDims()(capture(model, example))
     say("base")
-    growth = _resolve(base, example, grow, strict, dims)
+    growth = _resolve(base, example, grow, strict, frozen, dims)
     say("roles")
-    roles = AssignRoles(strict=strict)(growth)
+    roles = AssignRoles(strict=strict, frozen=frozen)(growth)
     say("plan")
     carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
     recipe = find_recipe(model)
@@ -198,6 +199,7 @@ def analyze(
         init=init,
         constants=_init_constants(model),
         zero_readout=zero_readout,
+        frozen=frozen,
     )
     plan = make(roles)
     if recipe is None and any(p.is_meta for p in model.parameters()):
@@ -216,6 +218,7 @@ def muify(
     bottleneck: Literal["hidden", "output"] = "hidden",
     grow: Literal["heads", "head_dim"] = "heads",
     zero_readout: bool = False,
+    frozen: Literal["keep", "plan"] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Rewrite a model in place so that it trains in muP, and prove that the rewrite is what was planned.
@@ -236,6 +239,9 @@ def muify(
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
         grow: under a numeric base, whether the number of ``"heads"`` or the ``"head_dim"`` grows.
         zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises; refused where it is tied.
+        frozen: parameters without gradient: ``"keep"`` leaves their values and the scale of what they compute alone
+            (pretrained weights beside adapters), ``"plan"`` treats them like all others (frozen copies, random
+            features); ``None`` refuses where these differ.
         progress: called with the name of each stage.
 
     Returns:
@@ -254,6 +260,7 @@ def muify(
         bottleneck=bottleneck,
         grow=grow,
         zero_readout=zero_readout,
+        frozen=frozen,
         progress=progress,
     )
     say = progress or (lambda stage: None)
@@ -270,16 +277,28 @@ def muify(
     return Analysis(model, found.plan, found.roles, applied=True, recipe=found.recipe)
 
 
-def _check_options(model: object, **options: str) -> None:
-    allowed = {"init": ("auto", "keep"), "bottleneck": ("hidden", "output"), "grow": ("heads", "head_dim")}
+def _check_options(model: object, **options: str | None) -> None:
+    allowed: dict[str, tuple[str | None, ...]] = {
+        "init": ("auto", "keep"),
+        "bottleneck": ("hidden", "output"),
+        "grow": ("heads", "head_dim"),
+        "frozen": (None, "keep", "plan"),
+    }
     if not isinstance(model, nn.Module):
         raise AutofitError(f"model is a {type(model).__name__}, not a torch.nn.Module")
     for key, value in options.items():
         if value not in allowed[key]:
-            raise PlanError(f"{key}={value!r}", todo=f"choose one of: {', '.join(allowed[key])}")
+            raise PlanError(f"{key}={value!r}", todo=f"choose one of: {', '.join(map(str, allowed[key]))}")
 
 
-def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], strict: bool, dims: Dims) -> Growth:
+def _resolve(
+    base: Base,
+    example: Any,
+    grow: Literal["heads", "head_dim"],
+    strict: bool,
+    frozen: Literal["keep", "plan"] | None,
+    dims: Dims,
+) -> Growth:
     if callable(base) and not isinstance(base, nn.Module):
         made = base()
         if not isinstance(made, nn.Module):
@@ -296,15 +315,15 @@ def _resolve(base: Base, example: Any, grow: Literal["heads", "head_dim"], stric
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
             return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims)
-        return ResolveBase(loaded.sizes, grow, str(base), strict)(dims)
+        return ResolveBase(loaded.sizes, grow, str(base), strict, frozen)(dims)
     if isinstance(base, Mapping):
-        return ResolveBase(base, grow, strict=strict)(dims)
+        return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims)
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise BaseError(
             f"base is a {type(base).__name__}",
             todo="pass a number, a model, a function that makes one, a mapping, or the path of a base file",
         )
-    return ResolveBase(base, grow, strict=strict)(dims)
+    return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims)
 
 
 def _init_constants(model: nn.Module) -> tuple[float, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import fx
 
@@ -16,6 +17,7 @@ from autofit.measure import Fan
 from autofit.program import Parameter, describe, op_name
 from autofit.roles import ParameterRole, Role, Roles, Segment, Site
 
+FROZEN = "computed by frozen weights, whose scale is kept"
 EXPONENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
 
 
@@ -25,9 +27,11 @@ class AssignRoles:
 
     Attributes:
         strict: refuse where an answer would be a guess.
+        frozen: ``keep`` leaves the scale of what parameters without gradient compute as it is.
     """
 
     strict: bool = True
+    frozen: Literal["keep", "plan"] | None = None
 
     def __call__(self, growth: Growth) -> Roles:
         """Assign roles.
@@ -46,6 +50,8 @@ class AssignRoles:
                 unused.append(p.name)
             parameters[p.name] = reader.role(p, uses)
         sites = reader.sites()
+        if self.frozen == "keep":
+            sites = [replace(s, treatment="nothing", reason=FROZEN) if reader.is_frozen(s) else s for s in sites]
         if self.strict:
             _refuse_unruled(growth)
             _refuse_unused(growth, unused)
@@ -240,6 +246,24 @@ class _Reader:
                 found += [site] if site else []
         order = self.flow.order
         return sorted(found, key=lambda s: order[s.node])
+
+    def is_frozen(self, site: Site) -> bool:
+        """Whether weights without gradient give a site's operands, or are its own."""
+        frozen = {p.name for p in self.dims.program.parameters if not p.trainable}
+        if site.parameter:
+            return site.parameter in frozen
+        stack, seen = [site.node], {site.node}
+        while stack:
+            for node in stack.pop().all_input_nodes:
+                if node in seen or self.dims.origin.get(node.name) != "data":
+                    continue
+                seen.add(node)
+                weights = {u.parameter for u in self.at.get(node, ()) if "in" in u.kinds.values()}
+                if weights & frozen:
+                    return True
+                if not weights:
+                    stack.append(node)
+        return False
 
     def grows_or_heads(self, product: Product) -> bool:
         """Sites worth a line: the contracted axis could grow in some model of this kind."""

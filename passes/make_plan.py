@@ -28,6 +28,8 @@ class MakePlan:
         bottleneck: init of inner bottlenecks, RULES 7.
         init: ``auto`` rescales initial values, ``keep`` touches none.
         constants: numbers of the model's configuration that its init may use.
+        frozen: what becomes of parameters without gradient: ``keep`` their values, ``plan`` them like all, or
+            ``None``: refuse where these differ.
         zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises.
     """
 
@@ -38,6 +40,7 @@ class MakePlan:
     bottleneck: Literal["hidden", "output"] = "hidden"
     init: Literal["auto", "keep"] = "auto"
     constants: tuple[float, ...] = field(default=())
+    frozen: Literal["keep", "plan"] | None = None
     zero_readout: bool = False
 
     def __call__(self, roles: Roles) -> Plan:
@@ -65,6 +68,7 @@ class MakePlan:
         depth = _depth(roles)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
         plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed else p for p in plans)
+        plans = tuple(self._unfrozen(p, roles) for p in plans)
         made = {p.name: p.init_factor for p in plans}
         lengths = {r.parameter.name: r.length_of for r in roles.parameters.values() if r.length_of}
         plans = tuple(replace(p, init_factor=made[lengths[p.name]]) if p.name in lengths else p for p in plans)
@@ -96,6 +100,22 @@ class MakePlan:
             notes=(*growth.notes, *roles.notes),
         )
 
+    def _unfrozen(self, p: ParameterPlan, roles: Roles) -> ParameterPlan:
+        """Keep a parameter without gradient as it is, or ask whether to."""
+        if self.frozen == "plan" or roles.parameters[p.name].parameter.trainable:
+            return p
+        multiplied = [s for s in roles.sites if s.parameter == p.name and s.multiplier != 1]
+        if self.frozen is None and (p.init_factor != 1 or multiplied):
+            what = f"its output by {multiplied[0].multiplier:g}" if multiplied else f"its values by {p.init_factor:g}"
+            raise PlanError(
+                f"{p.name} is frozen, and muP would multiply {what}: right for weights drawn like the others, "
+                "wrong for pretrained ones",
+                where=p.where,
+                todo="pass frozen='keep' for pretrained weights (adapters, LoRA), or frozen='plan' for frozen copies "
+                "and random features",
+            )
+        return replace(p, init_factor=1.0) if self.frozen == "keep" else p
+
     def _zeroed(self, roles: Roles) -> set[str]:
         if self.init == "keep":
             raise PlanError("zero_readout=True changes values, and init='keep' forbids it", todo="choose one of them")
@@ -122,6 +142,7 @@ class MakePlan:
             law = self._law(r, alike or spread, spread, depth, roles)
             target = power(rule.init, r.r_in, r.r_out)
             factor = law.growth * target * fold
+            factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # roots and powers leave a rest
         if self.init == "keep" or not (spread and spread.std):
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:

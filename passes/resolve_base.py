@@ -17,6 +17,9 @@ from autofit.program import Program, describe, op_name, shape_of
 from autofit.widths import Widths, fold_layers
 
 
+ADAPTER = "only trained weights have it, beside frozen ones"
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """A second capture to compare with.
@@ -46,12 +49,14 @@ class ResolveBase:
         grow: which factor of ``heads x head size`` grows under a numeric base.
         origin: where the base came from, for messages.
         strict: refuse an axis that may be a width or not, where the base does not tell.
+        frozen: under ``keep`` and a number, sizes that only trained weights have do not grow: an adapter's.
     """
 
     base: int | Mapping[str, float] | BaseModel | BaseShapes
     grow: Literal["heads", "head_dim"] = "heads"
     origin: str = ""
     strict: bool = True
+    frozen: Literal["keep", "plan"] | None = None
 
     def __call__(self, dims: Dims) -> Growth:
         """Resolve the base.
@@ -72,10 +77,27 @@ class ResolveBase:
             if isinstance(self.base, Mapping):
                 growth = _from_mapping(dims, dimensions, main, self.base, self.origin or "mapping")
             else:
-                growth = _from_number(dims, dimensions, main, size, self.base)
+                own = _adapters(dims, dimensions, main) if self.frozen == "keep" else {}
+                fixed = [replace(d, grows=False, reason=ADAPTER) if d.name in own else d for d in dimensions]
+                growth = _from_number(dims, fixed, main, size, self.base)
+                growth = replace(growth, notes=(*growth.notes, *own.values()))
             growth = replace(growth, notes=(*growth.notes, *(_note_end(d) for d in dimensions if d.follows)))
         shown = tuple(d for d in growth.dimensions if d.grows or d.follows or not d.output)
         return replace(growth, dimensions=shown, notes=(*growth.notes, *widths.bound_to_data()))
+
+
+def _adapters(dims: Dims, dimensions: Iterable[Dimension], main: Dimension) -> dict[str, str]:
+    """Notes by name of the dimensions that no frozen weight has, of a model whose main width frozen weights have."""
+    frozen = [p.name for p in dims.program.parameters if not p.trainable]
+    theirs = {a.serial for n in frozen for c in dims.of_parameter.get(n, ()) for a in dims.axes.atoms(c)}
+    if not main.cells & theirs:
+        return {}
+    return {
+        d.name: f"{d.name}: {d.size} elements that only trained weights have, beside frozen ones, are taken for an "
+        "adapter's own size, which does not grow. If it does, say so with a mapping or a base model"
+        for d in dimensions
+        if d.grows and not d.cells & theirs
+    }
 
 
 def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size: int, base: float) -> Growth:

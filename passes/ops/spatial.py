@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from torch import fx
 
 from autofit.dims import Cell, Kind
 from autofit.passes.ops.context import Call, Context, Rule
+from autofit.program import op_name
 
 
 def convolution(ctx: Context, node: Call) -> None:
@@ -88,14 +92,33 @@ def _grouped(
 
 
 def pooling(ctx: Context, node: Call) -> None:
-    """(b, c, s) -> (b, c, s'): spatial axes are data."""
+    """(b, c, s) -> (b, c, s'): spatial axes are data, apart from those that a window of one leaves alone."""
     before, value = ctx[node.args[0]], ctx[node]
+    spatial = int(re.findall(r"(\d)d", op_name(node))[-1])
+    same = _untouched(node, spatial)
     for out in value if value and isinstance(value[0], tuple) else (value,):
         for i, (o, b) in enumerate(zip(out, before, strict=True)):
-            if i < 2 and len(out) > 2:
+            if i < len(out) - spatial or i - (len(out) - spatial) in same:
                 ctx.unify(o, b)
             else:
                 ctx.data([o], node)
+
+
+def _untouched(node: Call, spatial: int) -> set[int]:
+    """Spatial axes along which a pooling window has one element, one step and no margin."""
+    if op_name(node).removeprefix("aten.").startswith(("max_pool", "avg_pool")):
+        names = ("kernel_size", "stride", "padding")
+        given = {**dict(zip(names, node.args[1:4], strict=False)), **node.kwargs}
+        kernel = _each(given["kernel_size"], spatial)
+        stride = _each(given.get("stride") or kernel, spatial)
+        padding = _each(given.get("padding", 0), spatial)
+        return {i for i in range(spatial) if (kernel[i], stride[i], padding[i]) == (1, 1, 0)}
+    return set()
+
+
+def _each(value: int | Sequence[int], count: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
 
 
 def pixel_shuffle(ctx: Context, node: Call) -> None:
