@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from autofit.errors import AutofitError, CaptureError, ExampleError
 from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
+from autofit.inline import inline
 from autofit.program import Captured, Parameter, Program, describe, storage_key
 from autofit.record import record
 
@@ -71,20 +72,23 @@ def _capture_once(model: nn.Module, example: Example) -> Program:
     )
 
 
+_EVAL_MODES = {
+    "in eval mode (the training-mode forward cannot be exported)": True,
+    "in eval mode without gradients (an op has none on this device)": False,
+}
+
+
 def _first_that_works(model: nn.Module, example: Example) -> Captured:
     """Export; export in eval mode, where forward may branch less; the recorder, where forward looks at values."""
     try:
         return _export(model, example, "torch.export")
     except Exception as first:
-        try:
-            with _eval_mode(model):
-                return _export(
-                    model,
-                    example,
-                    "torch.export in eval mode (the training-mode forward has data-dependent control flow)",
-                )
-        except Exception:
-            pass
+        for kind, gradients in _EVAL_MODES.items():
+            try:
+                with _eval_mode(model):
+                    return _export(model, example, f"torch.export {kind}", gradients)
+            except Exception:
+                continue
         failure = _explain_failure(model, example, first)
         try:
             with _quietly(), _eval_mode(model):
@@ -93,11 +97,11 @@ def _first_that_works(model: nn.Module, example: Example) -> Captured:
             raise failure from first
 
 
-def _export(model: nn.Module, example: Example, front_end: str) -> Captured:
-    with _quietly():
+def _export(model: nn.Module, example: Example, front_end: str, gradients: bool = True) -> Captured:
+    with _quietly(), torch.set_grad_enabled(gradients):
         exported = torch.export.export(model, example.args, example.kwargs, strict=False)
     module = exported.graph_module
-    _inline_regions(module)
+    inline(module)
     _refuse_symbolic(module)
     specs = exported.graph_signature.input_specs
     kinds = {s.arg.name: s.kind.name for s in specs}
@@ -249,48 +253,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.__dict__["training"] = mode
-
-
-def _inline_regions(module: fx.GraphModule) -> None:
-    """Replace ``wrap_with_set_grad_enabled(flag, region, *inputs)`` by the nodes of its region."""
-    graph = module.graph
-    changed = False
-    while True:
-        regions = [
-            n
-            for n in graph.nodes
-            if n.op == "call_function"
-            and getattr(n.target, "__name__", "") in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
-        ]
-        if not regions:
-            break
-        changed = True
-        for node in regions:
-            at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-            reference = node.args[at]
-            region = getattr(module, str(reference.target))
-            mapping = dict(
-                zip([n for n in region.graph.nodes if n.op == "placeholder"], node.args[at + 1 :], strict=True)
-            )
-            with graph.inserting_before(node):
-                for inner in region.graph.nodes:
-                    if inner.op in ("call_function", "get_attr"):
-                        if inner.op == "get_attr":
-                            setattr(module, f"{reference.target}_{inner.target}", getattr(region, inner.target))
-                        mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
-                        if inner.op == "get_attr":
-                            mapping[inner].target = f"{reference.target}_{inner.target}"
-                    elif inner.op == "output":
-                        results = fx.map_arg(inner.args[0], mapping.__getitem__)
-            for user in list(node.users):
-                user.replace_all_uses_with(results[user.args[1]])
-                graph.erase_node(user)
-            graph.erase_node(node)
-            if not reference.users:
-                graph.erase_node(reference)
-    if changed:
-        graph.lint()
-        module.recompile()
 
 
 def _merge_ties(model: nn.Module, node_of: Mapping[str, fx.Node]) -> tuple[Parameter, ...]:

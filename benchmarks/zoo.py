@@ -1,17 +1,22 @@
 """The zoo: models that nobody here chose, each in a process of its own.
 
     python benchmarks/zoo.py run --source transformers     # resumable; rows go to docs/coverage.jsonl
+    python benchmarks/zoo.py run --source timm              # and torchvision: in an environment of their own
     python benchmarks/zoo.py write                          # docs/coverage.md from the rows
     python benchmarks/zoo.py diff OLD.jsonl                 # what changed against an older run
 
 For each model: built, captured by which front end, planned strictly, static and differential inference agree,
 forward runs after `muify`, identity at the base.
+
+timm and torchvision, and the transformers types that use them, need `pip install -e ".[zoo]"` in an environment of
+their own: torchvision fits one torch only, here torchvision 0.29.1 with torch 2.14.1.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -30,7 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 ROWS = ROOT / "docs" / "coverage.jsonl"
 PAGE = ROOT / "docs" / "coverage.md"
-SOURCES = ("transformers", "plain")
+SOURCES = ("transformers", "plain", "timm", "torchvision")
+VISION = ("timm", "torchvision")
 
 
 # what is in the zoo -------------------------------------------------------------------------------------
@@ -42,6 +48,8 @@ def names(source: str) -> list[str]:
         from plain_models import MODELS
 
         return list(MODELS)
+    if source in VISION:
+        return list(_vision(source))
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return [n for n in CONFIG_MAPPING_NAMES if n]
@@ -53,7 +61,15 @@ def builder(source: str, name: str) -> Callable[[int], tuple[Any, Any]] | None:
         from plain_models import MODELS
 
         return MODELS[name]
+    if source in VISION:
+        return _vision(source)[name]  # type: ignore[no-any-return]
     return _transformers_builder(name)
+
+
+def _vision(source: str) -> dict[str, Any]:
+    import vision_models
+
+    return vision_models.TIMM if source == "timm" else vision_models.TORCHVISION
 
 
 def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
@@ -74,7 +90,12 @@ def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
         config = config_class()
         shrink(config, width)
         model = auto_class(config).from_config(config)
-        return model, example_for(model)
+        found = example_for(model)
+        if found is None and importlib.util.find_spec("timm"):
+            import vision_models
+
+            found = vision_models.example_for(model)
+        return model, found
 
     return build
 
@@ -84,7 +105,7 @@ def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
 
 def examine(source: str, name: str) -> dict[str, Any]:
     """All answers for one model; never raises."""
-    row: dict[str, Any] = {"source": source, "name": name, "stage": "build"}
+    row: dict[str, Any] = {"source": source, "name": name, "stage": "build", "versions": versions(source)}
     try:
         build = builder(source, name)
         if build is None:
@@ -100,26 +121,38 @@ def examine(source: str, name: str) -> dict[str, Any]:
     return row
 
 
+def versions(source: str) -> dict[str, str]:
+    """Versions of torch and of the library that the models are from."""
+    packages = ("torch",) if source == "plain" else ("torch", source)
+    return {p: importlib.metadata.version(p) for p in packages}
+
+
 def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> None:
     import torch
 
     import autofit
 
     model, example = build(64)
-    base, _ = build(32)
+    pair = getattr(build, "base", True)  # whether there is a second, narrower model
+    if pair:
+        base, _ = build(32)
+    else:
+        row["second"] = "none"
+    smaller = getattr(build, "smaller", lambda _: 32)(model)
     row["class"] = type(model).__name__
     row["stage"] = "plan"
     start = time.perf_counter()
-    number = autofit.analyze(model, example, base=32)
+    number = autofit.analyze(model, example, base=smaller)
     row["seconds"] = round(time.perf_counter() - start, 2)
     program = number.roles.growth.dims.program
     row["ops"] = sum(1 for _ in program.calls())
     row["front_end"] = program.front_end
     row["notes"] = len(number.plan.notes)
-    row["stage"] = "differential"
-    second = autofit.analyze(model, example, base=base)
-    row["stage"] = "static"
-    row["disagree"] = list(differences(autofit.analyze(model, example, base=second.base()), second))
+    if pair:
+        row["stage"] = "differential"
+        second = autofit.analyze(model, example, base=base)
+        row["stage"] = "static"
+        row["disagree"] = list(differences(autofit.analyze(model, example, base=second.base()), second))
     row["stage"] = "identity"
     inputs = normal_inputs(model, example)
     model.eval()
@@ -132,7 +165,7 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
         torch.equal(a, b) or (a != a).all() for a, b in zip(before, outputs(same.model, inputs), strict=True)
     )
     row["stage"] = "muify"
-    muified = autofit.muify(model, example, base=32)
+    muified = autofit.muify(model, example, base=smaller)
     row["stage"] = "forward"
     after = outputs(muified.model, inputs)
     row["forward"] = len(after) == len(before) and all(a.shape == b.shape for a, b in zip(after, before, strict=True))

@@ -237,9 +237,14 @@ class _Reader:
     def sites(self) -> list[Site]:
         """Every place whose scale depends on width."""
         found = [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
-        for use in self.dims.uses:
-            role, _ = self.role_of_use(use)
-            if role == "output" and self.is_true_output(use):
+        roles = [self.role_of_use(use)[0] for use in self.dims.uses]
+        readouts = {
+            u.parameter
+            for u, role in zip(self.dims.uses, roles, strict=True)
+            if role == "output" and self.is_true_output(u)
+        }
+        for use, role in zip(self.dims.uses, roles, strict=True):
+            if role == "output" and use.parameter in readouts:  # one weight has one scale, inside as at the output
                 found.append(self.readout(use))
             elif role == "input" and "index" in use.kinds.values():
                 site = self.embedding(use)

@@ -16,7 +16,6 @@ from autofit.growth import Dimension, Growth
 from autofit.program import Program, describe, op_name, shape_of
 from autofit.widths import Widths, fold_layers
 
-
 ADAPTER = "only trained weights have it, beside frozen ones"
 
 

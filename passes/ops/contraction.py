@@ -64,7 +64,7 @@ def outer(ctx: Context, node: Call) -> None:
 
 
 def einsum(ctx: Context, node: Call) -> None:
-    """Einstein summation of one or two operands."""
+    """Einstein summation of one or two operands; `autofit.inline` makes chains of two of longer ones."""
     equation = str(node.args[0]).replace(" ", "")
     operands = tensors(node.args[1])
     left, _, right = equation.partition("->")
@@ -91,9 +91,6 @@ def einsum(ctx: Context, node: Call) -> None:
             if letter in known:
                 ctx.unify(cell, known[letter])
             known.setdefault(letter, cell)
-    summed = tuple(cell for letter, cell in known.items() if letter not in right)
-    if len(operands) > 2 and summed:
-        ctx.gap(node, "einsum of more than two operands: contractions are not attributed", summed)
 
 
 def attention(ctx: Context, node: Call) -> None:

@@ -47,6 +47,19 @@ def unary(ctx: Context, node: Call) -> None:
             ctx.unify_all(value, ctx[node.args[0]])
 
 
+def real_transform(ctx: Context, node: Call) -> None:
+    """(..., a, ...) -> (..., b, ...): a Fourier transform that changes the length of one axis, which is data."""
+    before, out = ctx[node.args[0]], ctx[node]
+    at = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else -1)
+    changed = {int(d) % len(out) for d in (at if isinstance(at, list | tuple) else [at])}
+    for i, (o, b) in enumerate(zip(out, before, strict=True)):
+        if i not in changed or o.size == b.size:
+            ctx.unify(o, b)
+        else:
+            ctx.data([o], node)
+            ctx.gap(node, "a transform along an axis that it makes longer or shorter", (b,))
+
+
 def last_axes_norm(ctx: Context, node: Call) -> None:
     """(..., d), gain (d), bias (d) -> (..., d)."""
     pointwise(ctx, node)
@@ -163,6 +176,7 @@ RULES: dict[str, Rule] = {
         "logsumexp norm linalg_norm linalg_vector_norm nansum median mode count_nonzero aminmax nanmean".split()
     },
     **{f"aten.fft_{n}": unary for n in "fft fft2 fftn ifft ifft2 ifftn fftshift ifftshift".split()},
+    **{f"aten.fft_{n}": real_transform for n in "rfft irfft hfft ihfft".split()},
     "aten.prelu": channel_norm,
     "aten._weight_norm": weight_norm,
     "aten.layer_norm": last_axes_norm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -27,11 +28,11 @@ def transposed_convolution(ctx: Context, node: Call) -> None:
 
 def general_convolution(ctx: Context, node: Call) -> None:
     """The op behind all convolutions; its seventh argument says whether it is transposed."""
-    args = dict(zip(("x", "w", "bias"), node.args, strict=False))
+    args = dict(zip(("x", "w", "bias", "stride"), node.args, strict=False))
     _convolve(ctx, node, args, transposed=bool(node.args[6]), groups=int(node.args[8]))
 
 
-def _convolve(ctx: Context, node: Call, args: dict[str, fx.Node], *, transposed: bool, groups: int) -> None:
+def _convolve(ctx: Context, node: Call, args: dict[str, Any], *, transposed: bool, groups: int) -> None:
     x, w, bias = args["x"], args["w"], args.get("bias", node.kwargs.get("bias"))
     cx, cw, out = ctx[x], ctx[w], ctx[node]
     spatial = len(cw) - 2
@@ -57,7 +58,12 @@ def _convolve(ctx: Context, node: Call, args: dict[str, fx.Node], *, transposed:
             ctx.note(c_in, "weight", node)
     if ctx.is_tensor(bias):
         ctx.unify(ctx[bias][0], c_out)
-    ctx.data(out[len(out) - spatial :], node)
+    stride = _each(args.get("stride", node.kwargs.get("stride", 1)), spatial)
+    for o, i, step in zip(out[len(out) - spatial :], cx[len(cx) - spatial :], stride, strict=True):
+        if o.size == i.size and step == 1:  # slides along an axis, which may be anything: channels, too
+            ctx.unify(o, i)
+        else:
+            ctx.data([o], node)
     if ctx.origin[w.name] == "weight":
         ctx.use(node, w, kinds, x)
 
