@@ -23,6 +23,7 @@ class Dimension:
         cells: serials of the cells that are this dimension.
         output: whether it may be a fixed number of outputs: nothing contracts it.
         follows: name of the dimension whose ratio it takes where the base does not name it, else empty.
+        paths: where its cells come from: ``(module path, cell)``, for bases in which they differ.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Dimension:
     cells: frozenset[int]
     follows: str = ""
     output: bool = False
+    paths: tuple[tuple[str, int], ...] = ()
 
     @property
     def ratio(self) -> float:

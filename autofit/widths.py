@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -172,7 +172,8 @@ class Widths:
             reason = followers.get(members[0].serial) or self._why_grows(members[0])
             name = aliases[0] if len(aliases) == 1 and not follows else label
             serials = frozenset(c.serial for c in members)
-            found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials))
+            paths = tuple((labels[c.serial][1], c.serial) for c in members)
+            found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials, paths=paths))
         return _unique_names(found)
 
     def open_ends(self, dimensions: list[Dimension], main: Dimension) -> tuple[list[Dimension], dict[str, str]]:
@@ -337,13 +338,33 @@ def fold_layers(path: str) -> str:
     return path if not any(c.isalpha() for c in path) else LAYER_INDEX.sub("*", path)
 
 
+def divide(d: Dimension, base: Mapping[int, float]) -> list[Dimension]:
+    """A dimension by the base sizes of its cells: the most frequent keeps its name, others take module paths."""
+    sizes = Counter(base[c] for c in d.cells)
+    usual = max(sizes, key=lambda size: (sizes[size], size))
+    folded: dict[str, set[float]] = {}
+    for path, cell in d.paths:
+        folded.setdefault(fold_layers(path), set()).add(base[cell])
+    parts: dict[str, list[int]] = {}
+    for path, cell in d.paths:
+        if base[cell] != usual:
+            parts.setdefault(fold_layers(path) if len(folded[fold_layers(path)]) == 1 else path, []).append(cell)
+    others = [
+        replace(d, name=label, label=label, aliases=(), base=base[cells[0]], cells=frozenset(cells), paths=())
+        for label, cells in parts.items()
+    ]
+    apart = frozenset(c for cells in parts.values() for c in cells)
+    return [replace(d, base=usual, cells=d.cells - apart), *others]
+
+
 def _unique_names(found: list[Dimension]) -> list[Dimension]:
     """One dimension per name: config fields that several labels share join them, or give way to labels."""
     merged: dict[tuple[str, int, bool], Dimension] = {}
     for d in found:
         key = (d.name, d.size, d.grows)
         if key in merged:
-            merged[key] = replace(merged[key], cells=merged[key].cells | d.cells)
+            first = merged[key]
+            merged[key] = replace(first, cells=first.cells | d.cells, paths=first.paths + d.paths)
         else:
             merged[key] = d
     names = Counter(d.name for d in merged.values())

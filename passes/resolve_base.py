@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +16,7 @@ from autofit.errors import BaseError, DimensionError
 from autofit.flow import Flow
 from autofit.growth import Dimension, Growth
 from autofit.program import Program, describe, op_name, shape_of
-from autofit.widths import Widths, fold_layers
+from autofit.widths import Widths, divide, fold_layers
 
 ADAPTER = "only trained weights have it, beside frozen ones"
 
@@ -119,7 +121,7 @@ def _from_mapping(
             raise BaseError(f"base size of {key!r} is {value!r}, not a positive number", where=origin)
     used: set[str] = set()
     sized, missing = [], []
-    for d in dimensions:
+    for d in itertools.chain.from_iterable(_named_parts(d, base) for d in dimensions):
         keys = [k for k in dict.fromkeys((d.name, d.label, *d.aliases)) if k in base]
         whole = None if keys or d.grows else _whole(dims, d)
         fields = [k for k, v in dims.program.config.items() if whole and v == whole and k in base]
@@ -154,6 +156,20 @@ def _from_mapping(
             f"{missing[0].size} if it does not change; all dimensions: {known}",
         )
     return Growth(dims, _settle(sized), origin, main.name)
+
+
+def _named_parts(d: Dimension, base: Mapping[str, float]) -> list[Dimension]:
+    """A dimension of which the base names some paths apart from the rest."""
+    own = next((k for k in (d.name, d.label, *d.aliases) if k in base), None)
+    apart = {
+        cell: float(base[key])
+        for path, cell in d.paths
+        for key in (path, fold_layers(path))
+        if own is not None and key != own and key in base
+    }
+    if not apart or own is None:
+        return [d]
+    return divide(d, {c: apart.get(c, float(base[own])) for c in d.cells})
 
 
 def _whole(dims: Dims, part: Dimension) -> int | None:
@@ -309,16 +325,12 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
                 f" ({', '.join(kinds) or 'never contracted'})",
                 todo="base and model must agree in data, vocabulary, classes and experts",
             )
+    sized = {c: float(size) for c, (size, _) in known.items()}
     resolved = []
     for d in dimensions:
-        values = {known[c][0] for c in d.cells if c in known}
-        if len(values) < 2:
-            resolved.append(replace(d, base=float(values.pop()) if values else d.base))
-            continue
-        for i, size in enumerate(sorted(values)):  # layers alike here, but not in the base
-            cells = frozenset(c for c in d.cells if known.get(c, (0, ""))[0] == size)
-            name, label = f"{d.name}[{i}]", f"{d.label}[{i}]"
-            resolved.append(replace(d, name=name, label=label, base=float(size), cells=cells))
+        found = {c: sized[c] for c in d.cells if c in sized}
+        usual = next(iter(Counter(found.values()).most_common(1)), (d.base, 0))[0]
+        resolved += divide(d, {c: found.get(c, usual) for c in d.cells})
     return resolved
 
 

@@ -309,3 +309,30 @@ def test_scales_computed_by_the_program_are_measured() -> None:
     (site,) = (s for s in mu.roles.sites if s.kind == "attention")
     assert site.present == -0.5
     assert site.multiplier == 0.5
+
+
+class Stack(nn.Module):
+    """Blocks whose inner widths may differ."""
+
+    def __init__(self, width: int, inner: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(10, width), nn.Linear(width, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, n), nn.ReLU(), nn.Linear(n, width)) for n in inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+def test_a_saved_base_names_layers_that_differ_only_there(tmp_path: Path) -> None:
+    """Widths that are equal here and not in the base: what `save_base` writes can be read again."""
+    x = torch.zeros(5, 10)
+    found = autofit.analyze(Stack(64, (64, 64, 64)), x, base=Stack(32, (16, 48, 16)))
+    found.save_base(tmp_path / "base.json")
+    again = autofit.analyze(Stack(64, (64, 64, 64)), x, base=tmp_path / "base.json")
+    ratios = {p.name: (p.r_in, p.r_out) for p in again.plan.parameters.values()}
+    assert ratios == {p.name: (p.r_in, p.r_out) for p in found.plan.parameters.values()}
+    assert ratios["blocks.1.0.weight"] == (2, 64 / 48)
+    assert ratios["blocks.2.0.weight"] == (2, 4)

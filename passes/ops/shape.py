@@ -280,7 +280,8 @@ RULES: dict[str, Rule] = {
     },
     **{
         f"aten.{n}": permute
-        for n in "permute transpose swapaxes swapdims t numpy_T mT mH matrix_H adjoint movedim moveaxis transpose_copy".split()
+        for n in "permute transpose swapaxes swapdims t numpy_T mT mH matrix_H adjoint movedim moveaxis "
+        "transpose_copy".split()
     },
     "aten.expand": expand,
     "aten.expand_as": expand_as,

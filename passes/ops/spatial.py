@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
-
 from autofit.dims import Cell, Kind
 from autofit.passes.ops.context import Call, Context, Rule
 from autofit.program import op_name
@@ -169,7 +167,22 @@ def col2im(ctx: Context, node: Call) -> None:
 def grid_sample(ctx: Context, node: Call) -> None:
     """x (b, c, h, w), grid (b, h', w', 2) -> (b, c, h', w')."""
     ctx.unify_all(ctx[node][:2], ctx[node.args[0]][:2])
+    ctx.unify(ctx[node][0], ctx[node.args[1]][0])
     ctx.data(ctx[node][2:], node)
+
+
+def region_pooling(ctx: Context, node: Call) -> None:
+    """x (b, c, h, w), boxes (k, 5) -> (k, c, h', w')."""
+    value = ctx[node]
+    for out in value if value and isinstance(value[0], tuple) else (value,):
+        ctx.unify(out[0], ctx[node.args[1]][0])
+        ctx.unify(out[1], ctx[node.args[0]][1])
+        ctx.data(out[2:], node)
+
+
+def chosen_boxes(ctx: Context, node: Call) -> None:
+    """Numbers of boxes: data."""
+    ctx.data(ctx[node], node)
 
 
 RULES: dict[str, Rule] = {
@@ -197,4 +210,7 @@ RULES: dict[str, Rule] = {
     "aten.im2col": im2col,
     "aten.col2im": col2im,
     "aten.grid_sampler": grid_sample,
+    "torchvision.roi_align": region_pooling,
+    "torchvision.roi_pool": region_pooling,
+    "torchvision.nms": chosen_boxes,
 }
