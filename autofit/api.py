@@ -31,7 +31,8 @@ from autofit.report import render, to_json
 from autofit.roles import Roles
 from autofit.verify import verify_program, verify_values
 
-Base = int | nn.Module | Callable[[], nn.Module] | Mapping[str, float] | str | os.PathLike[str]
+Second = nn.Module | tuple[nn.Module, Any]
+Base = int | Second | Callable[[], Second] | Mapping[str, float] | str | os.PathLike[str]
 Progress = Callable[[str], None]
 NOT_SEEN = (
     "the model is on meta and its initialization was not seen, so no initial value is planned: "
@@ -231,7 +232,8 @@ def muify(
         example: input for one forward pass: a tensor, tuple of arguments or dict of keyword arguments;
             ``None`` infers it from a transformers configuration or from the first layer.
         base: where the width is 1x: base size of the main dimension (the one the readout contracts), a
-            second, narrower model or a factory of one, a mapping ``{dimension: size}``, or the path of a
+            second, narrower model, that with its own example where the input is as wide as the model (a pair), or a
+            factory of either, a mapping ``{dimension: size}``, or the path of a
             saved base (JSON) or of mup's ``.bsh``.
         scheme: parametrization; ``"mup"``.
         init: ``"auto"`` rescales initial values, ``"keep"`` touches none.
@@ -301,9 +303,11 @@ def _resolve(
 ) -> Growth:
     if callable(base) and not isinstance(base, nn.Module):
         made = base()
-        if not isinstance(made, nn.Module):
+        if not isinstance(made[0] if isinstance(made, tuple) and len(made) == 2 else made, nn.Module):
             raise BaseError(f"base() returned a {type(made).__name__}, not a torch.nn.Module")
         base = made
+    if isinstance(base, tuple) and len(base) == 2 and isinstance(base[0], nn.Module):
+        base, example = base
     if isinstance(base, nn.Module):
         if lowering.is_muified(base):
             raise BaseError("the base model is already muified", todo="pass an untouched model as base")

@@ -9,6 +9,7 @@ import os
 import random
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -231,13 +232,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """Plain containers among a module's attributes, each with a copy of what it holds."""
-    return [(v, v.copy()) for v in module.__dict__.values() if isinstance(v, dict | list | set)]
+    """Plain containers among a module's attributes, or those of a cache it keeps, each with a copy of what it holds."""
+    held = list(module.__dict__.values())
+    own = [v for v in held if hasattr(v, "__dict__") and not isinstance(v, torch.Tensor | nn.Module | type)]
+    inner = [v for o in own if not hasattr(o, "to_dict") for v in vars(o).values()]
+    return [(v, v.copy()) for v in (*held, *inner) if isinstance(v, dict | list | set | deque)]
 
 
 def _refill(container: Any, items: Any) -> None:
     container.clear()
-    if isinstance(container, list):
+    if isinstance(container, list | deque):
         container.extend(items)
     else:
         container.update(items)

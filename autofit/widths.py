@@ -120,7 +120,11 @@ class Widths:
         return reasons
 
     def _lead(self, factors: list[tuple[Cell, ...]], count: Counter[int]) -> tuple[Cell, ...]:
-        groups = [f for f in factors if any("groups" in self.kinds.get(a.serial, ()) for a in f)]
+        groups = [
+            f
+            for f in factors
+            if any("groups" in self.kinds.get(a.serial, ()) for a in f) and not any(a.serial in self.heads for a in f)
+        ]
         if 0 < len(groups) < len(factors):  # of a grouped convolution: their number is the architecture's
             factors = [f for f in factors if f not in groups]
         heads = [f for f in factors if any(a.serial in self.heads for a in f)]
@@ -193,12 +197,14 @@ class Widths:
         known: set[int] = set()
         for name, cells in self.dims.of_parameter.items():
             for cell in cells:
-                atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
+                product = self.axes.find(cell).kind == "product"
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and not (product and a.fixed)]
                 if not atoms or atoms[0].serial in known or not all(self._is_loose(a) for a in atoms):
                     continue
-                if len({a.size for a in atoms}) > 1 or (len(atoms) > 1 and self.axes.find(cell).kind == "product"):
+                if len({a.size for a in atoms}) > 1 or (len(atoms) > 1 and product):
                     continue
-                leader = leaders.get(cell.size, "")
+                size = atoms[0].size if product else cell.size
+                leader = leaders.get(size, "")
                 known |= {a.serial for a in atoms}
                 label = name.rpartition(".")[0] or name
                 kind, reason = self._end(atoms[0])
@@ -220,7 +226,7 @@ class Widths:
                         leader,
                         "output" in self.kinds.get(atoms[0].serial, ()),
                     ),
-                    cell.size,
+                    size,
                 )
         clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
         return [end for end, _ in found.values()], clash

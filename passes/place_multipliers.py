@@ -105,13 +105,29 @@ class _Placer:
             return None
         if site.kind == "embedding":  # the path is the value's only way on: all of it is scaled
             return Carrier("output", owner) if self._all_calls_are_sites(owner, site) else None
-        if len(self.calls[owner]) != 1:
-            return None
-        mine, others = self._runs(node, self._between(node, path[0], site.node), site.node, path[0])
-        if mine is None or others is None or mine & others or not mine:
+        mine = self._claim(node, path, site)
+        if mine is None or any(self._claim_of_call(key, owner, site) != mine for key in self.calls[owner]):
             return None
         width = node.meta["val"].shape[-1]
         return Carrier("output", owner, () if len(mine) == width else _ranges(mine))
+
+    def _claim(self, node: fx.Node, path: tuple[fx.Node, ...], site: Site) -> set[int] | None:
+        """Elements of the last axis of a value that go to this site and nowhere else."""
+        mine, others = self._runs(node, self._between(node, path[0], site.node), site.node, path[0])
+        return mine or None if mine is not None and others is not None and not mine & others else None
+
+    def _claim_of_call(self, key: str, owner: str, like: Site) -> set[int] | None:
+        """What a site of the same multiplier claims of one call's output: a shared module scales all its calls."""
+        call = set(self.inside[key])
+        for site in self.sites.values():
+            if site.kind != like.kind or not math.isclose(site.multiplier, like.multiplier):
+                continue
+            for path in site.paths:
+                node = next((n for n in path if n in call and module_path(n) == owner), None)
+                claim = self._claim(node, path, site) if node is not None else None
+                if claim:
+                    return claim
+        return None
 
     def _between(self, start: fx.Node, end: fx.Node, site: fx.Node) -> set[fx.Node]:
         """Nodes on any way from ``start`` to ``end``."""

@@ -247,9 +247,27 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
         constants = _constants(pairs, Flow(dims), Flow(base.dims))
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
-    solved = _solve(dims, dimensions, sizes)
+    solved = _solve(dims, [*dimensions, *_wide_inputs(dims, base.dims)], sizes)
     _refuse_other_outputs(solved, main)
     return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes)
+
+
+def _wide_inputs(dims: Dims, base: Dims) -> list[Dimension]:
+    """Input axes that weights contract, and that have another size in the example which the base model brought."""
+    nodes = {n.name: n for n in base.program.graph.nodes}
+    contracted = {a.serial for e in dims.evidence if e.kind == "weight" for a in dims.axes.atoms(e.cell)}
+    found = []
+    for name, theirs in zip(dims.program.inputs, base.program.inputs, strict=False):
+        cells = [c for c in dims.of[name] if isinstance(c, Cell)]
+        sizes = shape_of(nodes[theirs].meta.get("val"))
+        for axis, (cell, size) in enumerate(zip(cells, sizes, strict=False)):
+            atom = dims.axes.find(cell)
+            if atom.kind == "atom" and atom.serial in contracted and atom.size != size:
+                label = f"{name}[{axis}]"
+                reason = "an input that is wider here than in the base's example"
+                only = frozenset({atom.serial})
+                found.append(Dimension(label, label, (), atom.size, float(atom.size), True, reason, only))
+    return found
 
 
 def _from_shapes(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseShapes, origin: str) -> Growth:
@@ -320,6 +338,8 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
         cell = axes.cells[serial]
         if size != cell.size and serial not in of_cell and cell.size > 1:
             kinds = sorted({e.kind for e in dims.evidence if axes.find(e.cell) is axes.find(cell)})
+            if not kinds and where not in dims.of_parameter:
+                continue  # made by broadcasting and read by nothing that matters: repeated for heads that grow
             raise BaseError(
                 f"{where}: an axis of {cell.size} is {size} in the base, but it is fixed by its use"
                 f" ({', '.join(kinds) or 'never contracted'})",

@@ -241,3 +241,37 @@ def test_linear_attention_is_refused_with_its_line() -> None:
     ) as e:
         autofit.analyze(Attention(linear), IDS, base=WIDTH // 4, grow="head_dim")
     assert "grow='heads'" in str(e.value)
+
+
+class Shared(nn.Module):
+    """One block run twice, as in ALBERT, with a growing head size."""
+
+    def __init__(self, width: int, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for _ in range(2):
+            parts = self.qkv(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+            heads = (p.unflatten(-1, (4, -1)).transpose(1, 2) for p in parts)
+            x = x + F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
+def test_a_shared_block_is_scaled_in_every_call(fused: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5)
+    model, expected = Shared(64, fused), Shared(64, fused)
+    expected.load_state_dict(model.state_dict())
+    with torch.no_grad():  # by hand: queries (weight and bias) times sqrt(8 / 16)
+        for p in (expected.qkv if fused else expected.q).parameters():
+            p[:64] *= 0.5**0.5
+    mu = autofit.muify(model, x, base=Shared(32, fused), init="keep", strict=False)
+    assert [s.multiplier for s in mu.plan.sites] == pytest.approx([0.5**0.5, 0.5**0.5, 0.5])
+    scaled = expected(x) - expected.last.bias
+    torch.testing.assert_close(model(x) - model.last.bias, scaled / 2)

@@ -336,3 +336,22 @@ def test_a_saved_base_names_layers_that_differ_only_there(tmp_path: Path) -> Non
     assert ratios == {p.name: (p.r_in, p.r_out) for p in found.plan.parameters.values()}
     assert ratios["blocks.1.0.weight"] == (2, 64 / 48)
     assert ratios["blocks.2.0.weight"] == (2, 4)
+
+
+class Fed(nn.Module):
+    """A model whose input is as wide as itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+def test_a_base_may_bring_its_own_example() -> None:
+    with pytest.raises(autofit.ExampleError):
+        autofit.analyze(Fed(64), torch.zeros(5, 64), base=Fed(32))
+    for base in ((Fed(32), torch.zeros(5, 32)), lambda: (Fed(32), torch.zeros(5, 32))):
+        found = autofit.analyze(Fed(64), torch.zeros(5, 64), base=base)
+        assert found.plan.parameters["last.weight"].r_in == 2

@@ -93,6 +93,21 @@ def einsum(ctx: Context, node: Call) -> None:
             known.setdefault(letter, cell)
 
 
+def distance(ctx: Context, node: Call) -> None:
+    """(b, p, m), (b, r, m) -> (b, p, r): m summed over. Not linear: no factor on one side scales the result."""
+    left, right = node.args[:2]
+    batch = LETTERS[: len(ctx[node]) - 2]
+    if "weight" in (ctx.origin[left.name], ctx.origin[right.name]):
+        ctx.contract(node, left, right, (batch + "wy", batch + "zy", batch + "wz"))
+        return
+    a, b, out = ctx[left], ctx[right], ctx[node]
+    ctx.unify(a[-1], b[-1])
+    ctx.note(a[-1], "activations", node)
+    ctx.unify(out[-2], a[-2])
+    ctx.unify(out[-1], b[-2])
+    ctx.unify_all(out[:-2], a[:-2])
+
+
 def attention(ctx: Context, node: Call) -> None:
     """(b, h, s, d), (b, g, t, d), (b, g, t, v) -> (b, h, s, v): d and t contracted, h = g * n."""
     q, k, v = node.args[:3]
@@ -222,6 +237,8 @@ RULES: dict[str, Rule] = {
     "aten.outer": outer,
     "aten.tensordot": tensordot,
     "aten.einsum": einsum,
+    "aten.cdist": distance,
+    "aten._cdist_forward": distance,
     "aten.scaled_dot_product_attention": attention,
     "transformers.grouped_mm_fallback": grouped_mm,
     "aten._grouped_mm": grouped_mm,

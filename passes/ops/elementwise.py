@@ -47,6 +47,13 @@ def unary(ctx: Context, node: Call) -> None:
             ctx.unify_all(value, ctx[node.args[0]])
 
 
+def broadcast_tensors(ctx: Context, node: Call) -> None:
+    """(a, 1), (1, b), ... -> (a, b), (a, b), ...: right-aligned axes are equal."""
+    for out, operand in zip(ctx[node], tensors(node.args), strict=True):
+        ctx.broadcast(out, ctx[operand])
+        ctx.unify_all(out, ctx[node][0])
+
+
 def real_transform(ctx: Context, node: Call) -> None:
     """(..., a, ...) -> (..., b, ...): a Fourier transform that changes the length of one axis, which is data."""
     before, out = ctx[node.args[0]], ctx[node]
@@ -158,7 +165,8 @@ UNARY = (
     "randint_like bernoulli nan_to_num celu normalize rrelu rrelu_with_noise gelu isnan isinf isfinite "
     "logical_not bitwise_not positive fill zero square threshold sort argsort softmin relu6 hardtanh "
     "fused_dropout detach_copy float_power frac erfinv expm1 "
-    "real imag conj resolve_conj resolve_neg angle float double half bfloat16 long int bool"
+    "real imag conj _conj _conj_physical conj_physical _neg_view resolve_conj resolve_neg angle "
+    "float double half bfloat16 long int bool"
 )
 POINTWISE = (
     "add sub rsub mul multiply subtract divide div true_divide floor_divide remainder fmod pow where masked_fill "
@@ -176,6 +184,7 @@ RULES: dict[str, Rule] = {
         "logsumexp norm linalg_norm linalg_vector_norm nansum median mode count_nonzero aminmax nanmean".split()
     },
     **{f"aten.fft_{n}": unary for n in "fft fft2 fftn ifft ifft2 ifftn fftshift ifftshift".split()},
+    "aten.broadcast_tensors": broadcast_tensors,
     **{f"aten.fft_{n}": real_transform for n in "rfft irfft hfft ihfft".split()},
     "aten.prelu": channel_norm,
     "aten._weight_norm": weight_norm,

@@ -45,7 +45,12 @@ def _convolve(ctx: Context, node: Call, args: dict[str, Any], *, transposed: boo
         ctx.unify(c_out, w_out)
         kinds += [(w_in, "in"), (w_out, "out")]
     elif groups == c_in.size and cw[1].size == 1:
-        ctx.unify(c_in, cw[0])  # depthwise: every channel on its own
+        if cw[0].size == c_in.size:  # depthwise: every channel on its own
+            ctx.unify(c_in, cw[0])
+        else:
+            copies = ctx.axes.new(cw[0].size // c_in.size, node.name, "outputs per channel")
+            ctx.data([copies], node, "taps")
+            ctx.axes.join(cw[0], [c_in, copies])
         ctx.unify(c_out, cw[0])
         kinds += [(cw[0], "elementwise"), (cw[1], "taps")]
     else:
