@@ -80,6 +80,11 @@ class Program:
     notes: tuple[str, ...] = ()
 
     @property
+    def recorded(self) -> bool:
+        """Whether the program was run, so that it holds one path and the sizes of one input."""
+        return not self.front_end.startswith("torch.export")
+
+    @property
     def graph(self) -> fx.Graph:
         """The FX graph."""
         return self.module.graph

@@ -17,13 +17,14 @@ WIDTH = re.compile(
 )
 NOT_WIDTH = re.compile(
     r"vocab|image|patch|kernel|window|max_|position|token|num_|_id$|_ids$|bins|layers|head|group|stride|pool|chunk"
-    r"|(?<!shared_)expert(?!_intermediate)|type|block|num_channels|in_channels|input_channels|input_dim|ratio|factor|classes|labels|buckets|crop"
+    r"|(?<!shared_)expert(?!_intermediate)|type|block|num_channels|in_channels|input_channels|input_dim|model_in_dim|(?<!du)ratio|factor|classes|labels|buckets|crop"
     r"|codebook_size|batch|cache|context|dropout|bias|norm|conv_dim_|grid|sample|feature_size|depth|step|memory|query_len"
     r"|state_size|d_state|d_conv|temporal|frame|local_|global_|attention_w|n_fft|hop|upsampl|downsampl|resolution"
 )
 LAYERS = re.compile(r"(^|_)(num_)?(hidden_|encoder_|decoder_)?(layers|blocks|n_layer|n_layers)$|num_.*layers$|^depth$")
 HEADS = re.compile(r"num_.*heads$|n_heads?$|.*_attention_heads$|^num_heads$|_num_heads$|_heads$")
 HEAD_SIZE = re.compile(r"(^|_)head_dim$|head_size$|attention_head_dim$|^d_kv$|^kv_channels$")
+LATENT = ("head_dim", "qk_head_dim", "index_head_dim")
 TOKEN = re.compile(r"token_id$|_token_index$|_id$")
 VOCABULARY = 139
 EXCEPTIONS = tomllib.loads((Path(__file__).parent / "shrink.toml").read_text())
@@ -34,7 +35,7 @@ def shrink(config: Any, width: int) -> None:
     parts = list(_parts(config))
     main = max((_hidden(p) for p in parts), default=64)
     for part in parts:
-        _shrink_part(part, 64 / main, width)
+        _shrink_part_by_layer(part, 64 / main, width)
     for part in parts:
         for key, value in EXCEPTIONS.get(part.model_type, {}).items():
             if key != "reason":
@@ -61,7 +62,28 @@ def scaled(value: int, scale: float, width: int) -> int:
 
 
 def _heads(hidden: int) -> int:
-    return max(2, hidden // 16)
+    """Heads of 16 or a little more; an even number that divides the width, so that the base can have half of them."""
+    return next((h for h in range(hidden // 32 * 2, 2, -2) if hidden % h == 0), 2)
+
+
+def _shrink_part_by_layer(part: Any, scale: float, width: int) -> None:
+    """Shrink the common fields, and those of the first and the last layer where layers have fields of their own."""
+    own = vars(part).pop("_heterogeneity_spec", None)
+    before, hidden = dict(vars(part)), _hidden(part)
+    _shrink_part(part, scale, width)
+    if own is None:
+        return
+    by_layer = {}
+    for new, old in enumerate((0, before["num_hidden_layers"] - 1)):
+        fields = {**before, **own.per_layer_overrides.get(old, {})}
+        heads = int(fields.get("num_attention_heads", 0))
+        by_layer[new] = {
+            key: _latent_head(fields, key)
+            if key in LATENT and fields.get("qk_rope_head_dim")
+            else _number(key, fields[key], scale, width, hidden, heads)
+            for key in own.per_layer_overrides.get(old, {})
+        }
+    part.per_layer_config = by_layer
 
 
 def _shrink_part(part: Any, scale: float, width: int) -> None:
@@ -70,10 +92,13 @@ def _shrink_part(part: Any, scale: float, width: int) -> None:
     query_heads = max(
         (v for k, v in fields.items() if isinstance(v, int) and HEADS.search(k) and "key_value" not in k), default=0
     )
+    layers -= {len(v) for k, v in fields.items() if k == "depths" and isinstance(v, list | tuple)}
     hidden = _hidden(part)
     _shrink_rotation(fields)
-    if query_heads and "head_dim" in fields and fields["head_dim"] is None:
+    if query_heads and fields.get("head_dim", 0) is None:
         _try_set(part, "head_dim", 16)
+    if query_heads and fields.get("num_key_value_heads", 0) is None:
+        _try_set(part, "num_key_value_heads", query_heads)
     if any(HEADS.search(k) and isinstance(v, list | tuple) for k, v in fields.items()) and "embed_dim" in fields:
         _shrink_stages(part, fields, width)
     fields = {k: v for k, v in vars(part).items() if not k.startswith("_")}
@@ -82,12 +107,37 @@ def _shrink_part(part: Any, scale: float, width: int) -> None:
         new = value
         if isinstance(value, bool) or value is None or (staged and key in ("embed_dim", "hidden_size")):
             continue
-        if isinstance(value, int):
+        if LAYERS.search(key) and isinstance(value, int) and value not in layers:
+            continue
+        if key in LATENT and fields.get("qk_rope_head_dim"):
+            new = _latent_head(fields, key)
+        elif isinstance(value, int):
             new = _number(key, value, scale, width, hidden, query_heads)
         elif isinstance(value, list | tuple) and value:
             new = _sequence(key, value, scale, width, layers)
-        if new != value:
+        if new is not value and new != value:
             _try_set(part, key, new)
+    _shrink_features(part, fields)
+
+
+def _shrink_features(part: Any, fields: dict[str, Any]) -> None:
+    """A backbone of equal layers keeps as many of them as are taken from it."""
+    names, taken = fields.get("stage_names"), getattr(part, "_out_indices", None)
+    if not names or not taken or len(names) != fields.get("num_hidden_layers", 0) + 1:
+        return
+    layers = max(2, len(taken))
+    part.num_hidden_layers = layers
+    part.stage_names = names[: layers + 1]
+    part._out_indices = list(range(layers + 1 - len(taken), layers + 1))
+    part._out_features = part.stage_names[-len(taken) :]
+
+
+def _latent_head(fields: dict[str, Any], key: str) -> int:
+    """Head sizes beside a rotated and an unrotated part of 8 each; a size of its own stays a multiple of the first."""
+    rotated = fields["qk_rope_head_dim"]
+    if key == "head_dim" and fields[key] != rotated + fields.get("qk_nope_head_dim", 0):
+        return int(8 * fields[key] // rotated)
+    return 16
 
 
 def _shrink_rotation(fields: dict[str, Any]) -> None:
@@ -114,6 +164,10 @@ def _number(key: str, value: int, scale: float, width: int, hidden: int, query_h
         return VOCABULARY
     if key == "image_size" and value > 128:
         return 64 if value % 64 == 0 else value
+    if key == "num_filters" or (key == "upsample_groups" and value == hidden):  # a group for every channel
+        return scaled(value, scale, width)
+    if key == "upsample_initial_channel":  # halved at every rate
+        return width
     if TOKEN.search(key) and value > 3:
         return 3 + value % 97
     if LAYERS.search(key) and value > 2:
@@ -142,6 +196,8 @@ def _number(key: str, value: int, scale: float, width: int, hidden: int, query_h
 
 
 def _sequence(key: str, value: Any, scale: float, width: int, layers: set[int]) -> Any:
+    if re.search(r"deepstack.*(index|layer)|fullatt_block_index|full_attention_index|vision_feature_layer$", key):
+        return type(value)(sorted({min(v, 1) if v >= 0 else max(v, -2) for v in value}))
     if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         if re.search(r"^depths$|num_.*(layers|blocks)$|layers_per", key):
             value = type(value)(min(v, 2) for v in value)
@@ -164,7 +220,10 @@ def _try_set(part: Any, key: str, value: Any) -> None:
 def _assign(config: Any, path: str, value: Any, width: int) -> None:
     *outer, last = path.split(".")
     for name in outer:
-        config = getattr(config, name)
-    if isinstance(value, dict):
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    if isinstance(value, dict) and "64" in value:
         value = value[str(width)]
-    setattr(config, last, value)
+    if isinstance(config, dict):
+        config[last] = value
+    else:
+        setattr(config, last, tuple(value) if isinstance(getattr(config, last, None), tuple) else value)

@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -90,14 +91,17 @@ def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
         config = config_class()
         shrink(config, width)
         model = auto_class(config).from_config(config)
-        found = example_for(model)
-        if found is None and importlib.util.find_spec("timm"):
-            import vision_models
-
-            found = vision_models.example_for(model)
-        return model, found
+        return model, _timm_example(model) or example_for(model)
 
     return build
+
+
+def _timm_example(model: Any) -> Any:
+    if not importlib.util.find_spec("timm"):
+        return None
+    import vision_models
+
+    return vision_models.example_for(model)
 
 
 # one model ----------------------------------------------------------------------------------------------
@@ -141,9 +145,9 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     smaller = getattr(build, "smaller", lambda _: 32)(model)
     row["class"] = type(model).__name__
     row["stage"] = "plan"
-    start = time.perf_counter()
+    start = time.process_time()
     number = autofit.analyze(model, example, base=smaller)
-    row["seconds"] = round(time.perf_counter() - start, 2)
+    row["seconds"] = round(time.process_time() - start, 2)
     program = number.roles.growth.dims.program
     row["ops"] = sum(1 for _ in program.calls())
     row["front_end"] = program.front_end
@@ -155,19 +159,19 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
         row["disagree"] = list(differences(autofit.analyze(model, example, base=second.base()), second))
     row["stage"] = "identity"
     inputs = normal_inputs(model, example)
-    model.eval()
-    before = outputs(model, inputs)
+    training = model.training
+    before = outputs(model.eval(), inputs)
+    model.train(training)  # some models keep results of eval mode until then
     at_base, _ = build(64)
     at_base.load_state_dict(model.state_dict())
-    at_base.eval()
     same = autofit.muify(at_base, example, base=model_as_base(number))
     row["identity"] = all(
-        torch.equal(a, b) or (a != a).all() for a, b in zip(before, outputs(same.model, inputs), strict=True)
+        torch.equal(a, b) or (a != a).all() for a, b in zip(before, outputs(same.model.eval(), inputs), strict=True)
     )
     row["stage"] = "muify"
     muified = autofit.muify(model, example, base=smaller)
     row["stage"] = "forward"
-    after = outputs(muified.model, inputs)
+    after = outputs(muified.model.eval(), inputs)
     row["forward"] = len(after) == len(before) and all(a.shape == b.shape for a, b in zip(after, before, strict=True))
     row["stage"] = "done"
 
@@ -312,11 +316,13 @@ def planned(row: dict[str, Any]) -> bool:
 
 def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     """docs/coverage.md, line by line."""
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers"))
+    used = {p: v for r in rows.values() for p, v in r.get("versions", {}).items() if p != "torch"}
+    torches = sorted({r["versions"]["torch"] for r in rows.values() if "versions" in r})
+    tools = ", ".join([f"torch {' or '.join(torches)}", *(f"{p} {used[p]}" for p in sorted(used))])
     yield "# Coverage"
     yield ""
-    yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {versions}. Models are shrunk to"
-    yield "width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
+    yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {tools}."
+    yield "Models are shrunk to width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
     yield ""
     yield "| source | types | no model class | not built | examined | planned | agree | forward | identity | crashes |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
@@ -324,6 +330,7 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
         mine = [r for (s, _), r in rows.items() if s == source]
         if mine:
             yield _summary(source, mine)
+    yield from _times(rows)
     for source in SOURCES:
         refused = [r for (s, _), r in rows.items() if s == source and buildable(r) and not planned(r)]
         wrong = [r for (s, _), r in rows.items() if s == source and planned(r) and not _right(r)]
@@ -337,6 +344,26 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
                     yield f"| {row['name']} | {row['stage']} | {_reason(row)} |"
 
 
+def _times(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
+    timed = [r for r in rows.values() if planned(r) and r["ops"]]
+    yield "\n## Time\n"
+    yield "CPU seconds of one `analyze` (capture, inference, plan) with a numeric base, on one thread.\n"
+    yield "| source | models | median ops | median seconds | median seconds per 1000 ops |"
+    yield "|---|---|---|---|---|"
+    for source in SOURCES:
+        mine = [r for r in timed if r["source"] == source]
+        if mine:
+            ops, seconds = median(r["ops"] for r in mine), median(r["seconds"] for r in mine)
+            rate = median(1000 * r["seconds"] / r["ops"] for r in mine)
+            yield f"| {source} | {len(mine)} | {ops:g} | {seconds:.2f} | {rate:.1f} |"
+    yield "\nThe slowest:\n"
+    yield "| source | model | ops | seconds | seconds per 1000 ops |"
+    yield "|---|---|---|---|---|"
+    for r in sorted(timed, key=lambda r: -r["seconds"])[:5]:
+        rate = 1000 * r["seconds"] / r["ops"]
+        yield f"| {r['source']} | {r['name']} | {r['ops']} | {r['seconds']:.1f} | {rate:.1f} |"
+
+
 def _summary(source: str, rows: list[dict[str, Any]]) -> str:
     examined = [r for r in rows if buildable(r)]
     made = [r for r in examined if planned(r)]
@@ -346,7 +373,7 @@ def _summary(source: str, rows: list[dict[str, Any]]) -> str:
         sum(r["stage"] == "build" for r in rows),
         len(examined),
         f"{len(made)} ({len(made) / max(len(examined), 1):.1%})",
-        sum(r.get("disagree") == [] for r in made),
+        _of(sum(r.get("disagree") == [] for r in made), sum(r.get("second") != "none" for r in made), len(made)),
         sum(r.get("forward", False) for r in made),
         sum(r.get("identity", False) for r in made),
         sum(bool(r.get("crash")) for r in examined),
@@ -354,8 +381,14 @@ def _summary(source: str, rows: list[dict[str, Any]]) -> str:
     return f"| {source} | " + " | ".join(map(str, counts)) + " |"
 
 
+def _of(count: int, asked: int, made: int) -> str:
+    """A count, and of how many where not all were asked."""
+    return str(count) if asked == made else f"{count} of {asked}"
+
+
 def _right(row: dict[str, Any]) -> bool:
-    return bool(row.get("disagree") == [] and row.get("forward") and row.get("identity"))
+    agree = row.get("second") == "none" or row.get("disagree") == []
+    return bool(agree and row.get("forward") and row.get("identity"))
 
 
 def _reason(row: dict[str, Any]) -> str:

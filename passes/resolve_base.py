@@ -121,7 +121,9 @@ def _from_mapping(
             raise BaseError(f"base size of {key!r} is {value!r}, not a positive number", where=origin)
     used: set[str] = set()
     sized, missing = [], []
-    for d in itertools.chain.from_iterable(_named_parts(d, base) for d in dimensions):
+    names = {n for d in dimensions for n in (d.name, d.label)}
+    apart = {k: v for k, v in base.items() if k not in names}
+    for d in itertools.chain.from_iterable(_named_parts(d, base, apart) for d in dimensions):
         keys = [k for k in dict.fromkeys((d.name, d.label, *d.aliases)) if k in base]
         whole = None if keys or d.grows else _whole(dims, d)
         fields = [k for k, v in dims.program.config.items() if whole and v == whole and k in base]
@@ -158,14 +160,14 @@ def _from_mapping(
     return Growth(dims, _settle(sized), origin, main.name)
 
 
-def _named_parts(d: Dimension, base: Mapping[str, float]) -> list[Dimension]:
-    """A dimension of which the base names some paths apart from the rest."""
+def _named_parts(d: Dimension, base: Mapping[str, float], others: Mapping[str, float]) -> list[Dimension]:
+    """A dimension of which the base names some paths apart from the rest, by keys that no dimension has."""
     own = next((k for k in (d.name, d.label, *d.aliases) if k in base), None)
     apart = {
-        cell: float(base[key])
+        cell: float(others[key])
         for path, cell in d.paths
         for key in (path, fold_layers(path))
-        if own is not None and key != own and key in base
+        if own is not None and key in others
     }
     if not apart or own is None:
         return [d]
@@ -239,11 +241,16 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
     constants = None
     if difference is None:
         pairs = list(zip(dims.program.graph.nodes, base.dims.program.graph.nodes, strict=True))
+        ran = any(p.recorded for p in (dims.program, base.dims.program))  # data may take other sizes in each model
         for node, other in pairs:
             value = node.meta.get("val")
             if dims.origin.get(node.name) == "data" and shape_of(value):
                 cells = [c for c in dims.of[node.name] if isinstance(c, Cell)]
-                sizes += [(c, s, node.name) for c, s in zip(cells, shape_of(other.meta.get("val")), strict=False)]
+                sizes += [
+                    (c, s, node.name)
+                    for c, s in zip(cells, shape_of(other.meta.get("val")), strict=False)
+                    if not (ran and dims.axes.find(c).fixed)
+                ]
         constants = _constants(pairs, Flow(dims), Flow(base.dims))
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
@@ -300,7 +307,7 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
             _disagree(dims, atom, before, (int(size), where))
         return False
 
-    pending = [(axes.find(c), s, w) for c, s, w in sizes]
+    pending = [(axes.find(c), s, w) for c, s, w in sizes if c.size and s]  # an empty axis says nothing
     while pending:
         left, progress = [], False
         for root, size, where in pending:
