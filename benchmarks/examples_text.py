@@ -66,11 +66,6 @@ def _global_attention(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "global_attention_mask": mask}
 
 
-def _plain(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Tokens only."""
-    return {"input_ids": ids}
-
-
 def _language(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Tokens of the first language."""
     return {"input_ids": ids, "lang_ids": torch.zeros(3, dtype=torch.long)}
@@ -120,6 +115,17 @@ def _encoded(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "encoder_hidden_states": torch.zeros(3, 19, config.cross_attention_hidden_size)}
 
 
+def _distinct(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tokens that differ, so that they go to different experts, and the text to decode."""
+    tokens = torch.arange(3 * 19).view(3, 19)
+    return {"input_ids": tokens[:, :17], "decoder_input_ids": tokens}
+
+
+def _segments(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tokens of one segment."""
+    return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)}
+
+
 def _clip_patches(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Flat patches of two frames, four by four, merged two by two."""
     vision = config.vision_config
@@ -143,9 +149,10 @@ _BY_TYPE = {
     "neomme": _patches,
     "reformer": _axial,
     "splinter": _question,
+    "switch_transformers": _distinct,
     "t5gemma2": _image_and_two_texts,
     "t5gemma2_encoder": _image_and_two_texts,
     "trocr": _encoded,
-    "xlnet": _plain,
+    "xlnet": _segments,
     "xmod": _language,
 }

@@ -139,14 +139,14 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     model, example = build(64)
     pair = getattr(build, "base", True)  # whether there is a second, narrower model
     if pair:
-        base, _ = build(32)
+        base = build(32)
     else:
         row["second"] = "none"
     smaller = getattr(build, "smaller", lambda _: 32)(model)
     row["class"] = type(model).__name__
     row["stage"] = "plan"
     start = time.process_time()
-    number = autofit.analyze(model, example, base=smaller)
+    number = autofit.analyze(model, example, base=smaller, frozen="plan")
     row["seconds"] = round(time.process_time() - start, 2)
     program = number.roles.growth.dims.program
     row["ops"] = sum(1 for _ in program.calls())
@@ -154,9 +154,10 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     row["notes"] = len(number.plan.notes)
     if pair:
         row["stage"] = "differential"
-        second = autofit.analyze(model, example, base=base)
+        second = autofit.analyze(model, example, base=base, frozen="plan")
         row["stage"] = "static"
-        row["disagree"] = list(differences(autofit.analyze(model, example, base=second.base()), second))
+        alone = autofit.analyze(model, example, base=second.base(), frozen="plan")
+        row["disagree"] = list(differences(alone, second))
     row["stage"] = "identity"
     inputs = normal_inputs(model, example)
     training = model.training
@@ -164,12 +165,12 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     model.train(training)  # some models keep results of eval mode until then
     at_base, _ = build(64)
     at_base.load_state_dict(model.state_dict())
-    same = autofit.muify(at_base, example, base=model_as_base(number))
+    same = autofit.muify(at_base, example, base=model_as_base(number), frozen="plan")
     row["identity"] = all(
         torch.equal(a, b) or (a != a).all() for a, b in zip(before, outputs(same.model.eval(), inputs), strict=True)
     )
     row["stage"] = "muify"
-    muified = autofit.muify(model, example, base=smaller)
+    muified = autofit.muify(model, example, base=smaller, frozen="plan")
     row["stage"] = "forward"
     after = outputs(muified.model.eval(), inputs)
     row["forward"] = len(after) == len(before) and all(a.shape == b.shape for a, b in zip(after, before, strict=True))

@@ -314,7 +314,7 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
             if root.kind == "atom":
                 progress |= settle(root, size, where)
                 continue
-            parts = list(axes.factors(root) if root.kind == "product" else axes.segments(root))
+            parts = [p for p in (axes.factors(root) if root.kind == "product" else axes.segments(root)) if p.size]
             total: float = size
             unknown = []
             for p in parts:

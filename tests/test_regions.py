@@ -145,3 +145,26 @@ def test_a_kernel_may_slide_along_channels() -> None:
             "slide.weight": "fixed",
             "last.weight": "output",
         }
+
+
+class Copying(nn.Module):
+    """A depthwise convolution with two outputs per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, width, 3), nn.Linear(2 * width, 7)
+        self.depthwise = nn.Conv2d(width, 2 * width, 3, groups=width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.depthwise(self.first(x)).mean((2, 3)))
+
+
+def test_depthwise_with_two_outputs_per_channel() -> None:
+    x = torch.zeros(5, 3, 11, 13)
+    for base in (32, Copying(32)):
+        found = autofit.analyze(Copying(64), x, base=base)
+        assert {p.name: (p.role, p.r_out) for p in found.plan.parameters.values() if "weight" in p.name} == {
+            "first.weight": ("input", 2),
+            "depthwise.weight": ("vector", 2),
+            "last.weight": ("output", 1),
+        }
