@@ -117,21 +117,29 @@ class Flow:
         return Path(tuple(nodes), tuple(factors), self._is_normalized(nodes[-1]))
 
     def downstream(self, start: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[Factor, ...]]:
-        """Walk forward over the single reader of a value, while each only reshapes or scales it.
+        """Walk forward over the single reader of a value, while each only reshapes, scales or adds to it.
 
-        A fused attention op gives no logits: there is nothing to follow behind it.
+        What scales a sum scales its terms, so factors are collected behind a sum; the nodes end before it, where
+        a multiplier would scale the other terms, too. A fused attention op gives no logits: nothing to follow.
         """
         nodes, factors = [start], []
+        at, joined = start, False
         while op_name(start) != "aten.scaled_dot_product_attention":
-            readers = [u for u in nodes[-1].users if "_assert" not in op_name(u)]
+            readers = [u for u in at.users if "_assert" not in op_name(u)]
             if len(readers) != 1 or readers[0].op != "call_function":
                 break
-            step = self._step(readers[0])
-            joins = op_name(readers[0]) in SUMS and len(readers[0].all_input_nodes) > 1
-            if step is None or step[0] is not nodes[-1] or joins:
+            reader = readers[0]
+            if op_name(reader) in ("aten.add", "aten.sub") and "alpha" not in reader.kwargs:
+                joined = True
+            elif op_name(reader) in SUMS and len(reader.all_input_nodes) > 1:
                 break
-            factors += [step[1]] if step[1] else []
-            nodes.append(readers[0])
+            else:
+                step = self._step(reader)
+                if step is None or step[0] is not at:
+                    break
+                factors += [step[1]] if step[1] else []
+            at = reader
+            nodes += [] if joined else [reader]
         return tuple(nodes), tuple(factors)
 
     def _step(self, node: fx.Node) -> tuple[fx.Node, Factor | None] | None:

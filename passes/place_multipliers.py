@@ -34,7 +34,10 @@ class PlaceMultipliers:
             LoweringError: no boundary carries this site's multiplier alone.
         """
         placer = _Placer(roles, self.modules)
-        return {s.node.name: placer.place(s) for s in roles.sites if s.multiplier != 1}
+        for site in roles.sites:
+            if site.multiplier != 1 and site.node not in placer.placed:
+                placer.place(site)
+        return {node.name: carrier for node, carrier in placer.placed.items()}
 
 
 class _Placer:
@@ -42,6 +45,7 @@ class _Placer:
         self.roles, self.modules = roles, modules
         self.dims = roles.growth.dims
         self.sites = {s.node: s for s in roles.sites}
+        self.placed: dict[fx.Node, Carrier] = {}
         self.calls: dict[str, set[str]] = {}
         self.inside: dict[str, list[fx.Node]] = {}
         for node in self.dims.program.calls():
@@ -49,21 +53,25 @@ class _Placer:
                 self.calls.setdefault(path, set()).add(key)
                 self.inside.setdefault(key, []).append(node)
 
-    def place(self, site: Site) -> Carrier:
-        """Nearest carrier, in the order input of the site's module, output upstream, key, weight."""
+    def place(self, site: Site) -> None:
+        """Nearest carrier, in the order input of the site's module, output upstream, key, weight, shared output."""
         found = (
             (self.module_input(site) if site.kind == "readout" else None)
             or self.module_output(site)
             or (self.key_input(site) if site.kind == "attention" else None)
             or self.weight(site)
         )
+        if found is None and (shared := self.shared_output(site)) is not None:
+            carrier, nodes = shared
+            self.placed |= dict.fromkeys(nodes, carrier)
+            return
         if found is None:
             raise LoweringError(
                 f"no module boundary can carry the factor {site.multiplier:g} of this {site.kind} alone",
                 where=site.where,
                 todo="make the projection in front of it a module of its own, or keep the head size fixed",
             )
-        return found
+        self.placed[site.node] = found
 
     def module_input(self, site: Site) -> Carrier | None:
         """The module around a readout, if nothing else in it reads the value that enters."""
@@ -111,10 +119,35 @@ class _Placer:
         width = node.meta["val"].shape[-1]
         return Carrier("output", owner, () if len(mine) == width else _ranges(mine))
 
-    def _claim(self, node: fx.Node, path: tuple[fx.Node, ...], site: Site) -> set[int] | None:
-        """Elements of the last axis of a value that go to this site and nowhere else."""
-        mine, others = self._runs(node, self._between(node, path[0], site.node), site.node, path[0])
+    def _claim(self, node: fx.Node, path: tuple[fx.Node, ...], *sites: Site) -> set[int] | None:
+        """Elements of the last axis of a value that go to these sites and nowhere else; ``path`` is the first's."""
+        ends = {(sites[0].node, path[0])} | {(s.node, p[0]) for s in sites[1:] for p in s.paths if node in p}
+        if len({site for site, _ in ends}) < len(ends):
+            return None  # both sides of one product
+        mine, others = self._runs(node, ends)
         return mine or None if mine is not None and others is not None and not mine & others else None
+
+    def shared_output(self, site: Site) -> tuple[Carrier, list[fx.Node]] | None:
+        """An upstream module whose output goes to several sites of one multiplier, as queries do that meet keys and
+        positions; and the nodes of these sites.
+        """
+        for path in site.paths:
+            for node in path:
+                owner = module_path(node)
+                alike = [s for s in self.sites.values() if s is not site and self._shares(s, site, node)]
+                if not alike or not owner or any(owner in module_paths(u) for u in node.users):
+                    continue
+                mine = self._claim(node, path, site, *alike) if len(self.calls[owner]) == 1 else None
+                if mine:
+                    whole = len(mine) == node.meta["val"].shape[-1]
+                    carrier = Carrier("output", owner, () if whole else _ranges(mine))
+                    return carrier, [site.node, *(s.node for s in alike)]
+        return None
+
+    def _shares(self, other: Site, site: Site, node: fx.Node) -> bool:
+        """Whether another site may take the same factor from a value."""
+        alike = other.kind == site.kind and math.isclose(other.multiplier, site.multiplier)
+        return alike and other.node not in self.placed and any(node in p for p in other.paths)
 
     def _claim_of_call(self, key: str, owner: str, like: Site) -> set[int] | None:
         """What a site of the same multiplier claims of one call's output: a shared module scales all its calls."""
@@ -147,11 +180,11 @@ class _Placer:
                 stack += n.users
         return above & below
 
-    def _runs(
-        self, start: fx.Node, between: set[fx.Node], site: fx.Node, end: fx.Node | None = None
-    ) -> tuple[set[int] | None, set[int] | None]:
-        """Elements of the last axis of ``start`` that go to the site, and those that go elsewhere."""
+    def _runs(self, start: fx.Node, ends: set[tuple[fx.Node, fx.Node]]) -> tuple[set[int] | None, set[int] | None]:
+        """Elements of the last axis of ``start`` that go to sites by their operands, and those that go elsewhere."""
         shape = start.meta["val"].shape
+        sites = {site for site, _ in ends}
+        between = set().union(*(self._between(start, operand, site) for site, operand in ends))
         values: dict[fx.Node, Any] = {start: torch.arange(shape[-1]).expand(shape).contiguous()}
         mine: set[int] = set()
         others: set[int] = set()
@@ -164,9 +197,9 @@ class _Placer:
                     continue
                 if "_assert" in op_name(user):
                     continue
-                arrives = user is site and (end is None or node is end)
+                arrives = (user, node) in ends
                 if arrives or (user in between and not _moves(user)):
-                    if not arrives and not self._stays(user, between, site):
+                    if not arrives and not self._stays(user, between, sites):
                         return None, None
                     mine |= _members(values[node])
                 elif _moves(user):
@@ -176,13 +209,13 @@ class _Placer:
                     others |= _members(values[node])
         return mine, others
 
-    def _stays(self, node: fx.Node, between: set[fx.Node], site: fx.Node) -> bool:
-        """Whether everything computed from a node goes to the site and nowhere else."""
+    def _stays(self, node: fx.Node, between: set[fx.Node], sites: set[fx.Node]) -> bool:
+        """Whether everything computed from a node goes to the sites and nowhere else."""
         stack, seen = [node], set()
         while stack:
             n = stack.pop()
             for u in n.users:
-                if u is site or "_assert" in op_name(u) or u in seen:
+                if u in sites or "_assert" in op_name(u) or u in seen:
                     continue
                 if u not in between:
                     return False
@@ -209,7 +242,7 @@ class _Placer:
         for path in site.paths:
             end = path[-1]
             uses = [u for u in self.dims.uses if u.node is end]
-            mine, others = self._runs(end, self._between(end, path[0], site.node), site.node, path[0])
+            mine, others = self._runs(end, {(site.node, path[0])})
             alone = mine is not None and others is not None and not others
             single = all(sum(v.parameter == u.parameter for v in self.dims.uses) == 1 for u in uses)
             if uses and alone and single:

@@ -275,3 +275,41 @@ def test_a_shared_block_is_scaled_in_every_call(fused: bool) -> None:
     assert [s.multiplier for s in mu.plan.sites] == pytest.approx([0.5**0.5, 0.5**0.5, 0.5])
     scaled = expected(x) - expected.last.bias
     torch.testing.assert_close(model(x) - model.last.bias, scaled / 2)
+
+
+class Relative(nn.Module):
+    """Queries meet keys and relative positions; the sum of both is scaled, as in Transformer-XL and DeBERTa."""
+
+    def __init__(self, width: int, keys: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.q, self.v = nn.Linear(width, width), nn.Linear(width, width)
+        self.k = nn.Linear(width, width) if keys else nn.Identity()
+        self.place = nn.Linear(5, width) if keys else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+
+        def heads(t: torch.Tensor) -> torch.Tensor:
+            return t.unflatten(-1, (2, -1)).transpose(1, 2)
+
+        q, k, v = heads(self.q(h)), heads(self.k(h)), heads(self.v(h))
+        positions = heads(self.place(x if isinstance(self.place, nn.Linear) else h.flip(1)))
+        logits = (q @ k.mT + q @ positions.mT) / q.shape[-1] ** 0.5
+        return self.last((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["keys of their own", "queries carry both"])
+def test_a_scale_behind_a_sum_counts_for_both_terms(keys: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5)
+    model, expected = Relative(64, keys), Relative(64, keys)
+    expected.load_state_dict(model.state_dict())
+    with torch.no_grad():  # by hand: 1/sqrt(32) is there, so sqrt(16 / 32) is missing
+        for p in expected.q.parameters():
+            p *= 0.5**0.5
+    mu = autofit.muify(model, x, base=Relative(32, keys), init="keep")
+    attention = [s for s in mu.plan.sites if s.kind == "attention"]
+    assert [(s.present, s.multiplier) for s in attention] == [(-0.5, pytest.approx(0.5**0.5))] * 2
+    assert keys or {str(s.carrier) for s in attention} == {"output q"}
+    torch.testing.assert_close(model(x) - model.last.bias, (expected(x) - expected.last.bias) / 2)
