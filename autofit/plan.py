@@ -54,7 +54,7 @@ class Carrier:
         place: ``input``, ``output``, ``key``, ``weight`` or ``none``.
         path: module path, or parameter name for ``weight``.
         indices: runs of the last axis to scale, empty for all of it.
-        also: further parameters to fold the factor into (a bias).
+        also: further parameters to fold the factor into (a bias), or modules whose outputs are scaled, too.
     """
 
     place: Literal["input", "output", "key", "weight", "none"]
@@ -63,7 +63,8 @@ class Carrier:
     also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.place} {self.path}".strip()
+        more = f" and {len(self.also)} more" if self.also and self.place == "output" else ""
+        return f"{self.place} {self.path}{more}".strip()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from autofit.dims import Dims
 from autofit.errors import VerificationError
 from autofit.flow import Factor, Flow
 from autofit.measure import Spread
-from autofit.plan import Plan
+from autofit.plan import Carrier, Plan, SitePlan
 from autofit.program import Program, describe, module_path, op_name
 from autofit.roles import Roles
 
@@ -39,20 +39,45 @@ def verify_program(before: Roles, after: Dims, plan: Plan) -> None:
         twin = pairs.get(site.node)
         if twin is None:
             raise VerificationError(f"the site {planned.where} is gone after rewriting")
+        if planned.carrier.also:
+            added = _added_terms(twin, added_nodes, planned.carrier)
+            if not math.isclose(added, planned.multiplier, rel_tol=1e-6):
+                raise _not_arrived(added, planned)
+            continue
         was = _scale(flow_old, site.node, site.kind)
         now = _scale(flow_new, twin, site.kind)
         added = _added_runs(twin, planned.carrier.indices, added_nodes) if planned.carrier.indices else now / was
         if not math.isclose(added, planned.multiplier, rel_tol=1e-6):
-            raise VerificationError(
-                f"the {site.kind} site got the factor {added:g} instead of {planned.multiplier:g}",
-                where=planned.where,
-                todo="the model was left as it was; please report it with this message",
-            )
+            raise _not_arrived(added, planned)
+
+
+def _not_arrived(added: float, planned: SitePlan) -> VerificationError:
+    return VerificationError(
+        f"the {planned.kind} site got the factor {added:g} instead of {planned.multiplier:g}",
+        where=planned.where,
+        todo="the model was left as it was; please report it with this message",
+    )
+
+
+def _added_terms(site: fx.Node, added: set[fx.Node], carrier: Carrier) -> float:
+    """The one factor that the outputs of all of a carrier's modules get on their way to a site."""
+    above: set[fx.Node] = set()
+    stack = [site]
+    while stack:
+        node = stack.pop()
+        if node not in above:
+            above.add(node)
+            stack += node.all_input_nodes
+    paths = (carrier.path, *carrier.also)
+    factors = [(module_path(n), float(n.args[1])) for n in added & above if module_path(n) in paths]  # type: ignore[arg-type]
+    once = sorted(path for path, _ in factors) == sorted(paths)
+    return factors[0][1] if once and len({f for _, f in factors}) == 1 else math.nan
 
 
 def _match(old: Program, new: Program, plan: Plan) -> tuple[dict[fx.Node, fx.Node], set[fx.Node]]:
     """Pair the nodes of the old graph with those of the new one; what is left are the multipliers' nodes."""
-    rewritten = {s.carrier.path for s in plan.sites if s.multiplier != 1 and s.carrier.place in ("input", "output")}
+    hooked = [s.carrier for s in plan.sites if s.multiplier != 1 and s.carrier.place in ("input", "output")]
+    rewritten = {path for carrier in hooked for path in (carrier.path, *carrier.also)}
     ignored = {s.carrier.path for s in plan.sites if s.multiplier != 1 and s.carrier.place == "key"}
     mine = [n for n in old.calls() if not _within(n, ignored)]
     theirs = [n for n in new.calls() if not _within(n, ignored)]

@@ -97,6 +97,7 @@ class _Reader:
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
+        self.summed = {math.prod(a.size for a, _ in p.contracted) for p in growth.dims.products}
         self.reaching = reaching_output(growth.dims, growth.grows)
 
     # roles ---------------------------------------------------------------------------------------------
@@ -340,7 +341,10 @@ class _Reader:
                 total += math.log(1 / change if f.inverse else change) / math.log(ratio)
                 told = ", measured against the base"
                 continue
+            elsewhere = any(math.isclose(f.value, s**-0.5, rel_tol=1e-5) for s in self.summed - {size})
             for e in EXPONENTS:
+                if elsewhere and abs(e) != 0.5:
+                    continue  # more likely the usual scale of another sum, whose size is a power of this one
                 if size > 1 and math.isclose(f.value, size**e, rel_tol=1e-5):
                     total += e
                     told = f", taken as {size}^{e:g} because it has that value"

@@ -89,6 +89,13 @@ def _apply(ctx: Context, node: fx.Node) -> None:
             rule(ctx, node)
         except AxisConflictError as conflict:
             ctx.gap(node, str(conflict))
+        except (
+            TypeError,
+            ValueError,
+            IndexError,
+            KeyError,
+        ) as error:  # arguments in a form that the rule does not know
+            ctx.gap(node, f"the rule for {name} does not cover this call ({type(error).__name__}: {error})")
     if ctx.origin[node.name] == "data":
         for operand in operands:
             is_weight = ctx.is_tensor(operand) and ctx.origin.get(operand.name) == "weight"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from autofit.errors import LoweringError
-from autofit.flow import CASTS, STRUCTURAL
+from autofit.flow import CASTS, STRUCTURAL, SUMS, Flow
 from autofit.plan import Carrier
 from autofit.program import module_path, module_paths, op_name
 from autofit.roles import Roles, Site
@@ -44,6 +44,7 @@ class _Placer:
     def __init__(self, roles: Roles, modules: Mapping[str, nn.Module]) -> None:
         self.roles, self.modules = roles, modules
         self.dims = roles.growth.dims
+        self.flow = Flow(self.dims)
         self.sites = {s.node: s for s in roles.sites}
         self.placed: dict[fx.Node, Carrier] = {}
         self.calls: dict[str, set[str]] = {}
@@ -60,6 +61,7 @@ class _Placer:
             or self.module_output(site)
             or (self.key_input(site) if site.kind == "attention" else None)
             or self.weight(site)
+            or self.outputs(site)
         )
         if found is None and (shared := self.shared_output(site)) is not None:
             carrier, nodes = shared
@@ -126,6 +128,27 @@ class _Placer:
             return None  # both sides of one product
         mine, others = self._runs(node, ends)
         return mine or None if mine is not None and others is not None and not mine & others else None
+
+    def outputs(self, site: Site) -> Carrier | None:
+        """The modules whose outputs are the terms of a sum, or the parts of a stack, that goes to this site alone."""
+        for path in site.paths:
+            terms = [n for n in path[-1].all_input_nodes if self._is_data(n)]
+            if op_name(path[-1]) not in SUMS or len(terms) < 2:
+                continue
+            found = [next(self._whole_outputs(term, path, site), None) for term in terms]
+            owners = [owner for owner in found if owner is not None]
+            if len(owners) == len(set(owners)) == len(terms):
+                return Carrier("output", owners[0], (), tuple(owners[1:]))
+        return None
+
+    def _whole_outputs(self, term: fx.Node, path: tuple[fx.Node, ...], site: Site) -> Iterator[str]:
+        """Modules, called once, whose whole output goes to a site by one term."""
+        for node in self.flow.upstream(term).nodes:
+            owner = module_path(node)
+            leaves = owner and not any(owner in module_paths(u) for u in node.users)
+            mine = self._claim(node, path, site) if leaves and len(self.calls[owner]) == 1 else None
+            if mine and len(mine) == node.meta["val"].shape[-1]:
+                yield owner
 
     def shared_output(self, site: Site) -> tuple[Carrier, list[fx.Node]] | None:
         """An upstream module whose output goes to several sites of one multiplier, as queries do that meet keys and

@@ -108,6 +108,16 @@ def distance(ctx: Context, node: Call) -> None:
     ctx.unify_all(out[:-2], a[:-2])
 
 
+def triangular_solve(ctx: Context, node: Call) -> None:
+    """A (b, n, n), B (b, n, k) -> (b, n, k): the inverse of A times B."""
+    a, b, out = ctx[node.args[0]], ctx[node.args[1]], ctx[node]
+    ctx.unify_all(out, b)
+    rows = out[-1] if node.kwargs.get("left") is False else out[-2]
+    ctx.unify(a[-1], rows)
+    ctx.unify(a[-2], rows)
+    ctx.broadcast(out[:-2], a[:-2])
+
+
 def attention(ctx: Context, node: Call) -> None:
     """(b, h, s, d), (b, g, t, d), (b, g, t, v) -> (b, h, s, v): d and t contracted, h = g * n."""
     q, k, v = node.args[:3]
@@ -237,6 +247,7 @@ RULES: dict[str, Rule] = {
     "aten.outer": outer,
     "aten.tensordot": tensordot,
     "aten.einsum": einsum,
+    "aten.linalg_solve_triangular": triangular_solve,
     "aten.cdist": distance,
     "aten._cdist_forward": distance,
     "aten.scaled_dot_product_attention": attention,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import fx
+
+from autofit.dims import Cell
 from autofit.passes.ops.context import Call, Context, Rule
 from autofit.passes.ops.elementwise import tensors
 from autofit.program import op_name
@@ -183,10 +186,13 @@ def slice_(ctx: Context, node: Call) -> None:
     step = args[4] if args[4] is not None else node.kwargs.get("step", 1)
     size = before[dim].size
     start = args[2] if args[2] is not None else node.kwargs.get("start") or 0
-    start = max(0, start + size if start < 0 else start)
     for i, (o, b) in enumerate(zip(out, before, strict=True)):
         if i != dim:
             ctx.unify(o, b)
+    if isinstance(start, fx.Node):
+        _moving_slice(ctx, node, before[dim], out[dim])
+        return
+    start = max(0, start + size if start < 0 else start)
     if step == 1:
         _slice(ctx, node, before[dim], start, start + out[dim].size, out[dim])
     elif out[dim].size * step == size and not ctx.axes.find(before[dim]).fixed:
@@ -202,10 +208,19 @@ def narrow(ctx: Context, node: Call) -> None:
     x, dim, start, _ = node.args
     before, out = ctx[x], ctx[node]
     for i, (o, b) in enumerate(zip(out, before, strict=True)):
-        if i == int(dim) % len(before):
-            _slice(ctx, node, b, int(start), int(start) + o.size, o)
-        else:
+        if i != int(dim) % len(before):
             ctx.unify(o, b)
+        elif isinstance(start, int):
+            _slice(ctx, node, b, start, start + o.size, o)
+        else:
+            _moving_slice(ctx, node, b, o)
+
+
+def _moving_slice(ctx: Context, node: Call, whole: Cell, part: Cell) -> None:
+    """A part whose place depends on values: of data."""
+    ctx.data([part], node)
+    if not ctx.axes.find(whole).fixed:
+        ctx.gap(node, "a slice whose place depends on values", (whole,))
 
 
 def select(ctx: Context, node: Call) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from autofit.dims import Cell, Kind
 from autofit.passes.ops.context import Call, Context, Rule
-from autofit.program import op_name
+from autofit.program import op_name, shape_of
 
 
 def convolution(ctx: Context, node: Call) -> None:
@@ -122,6 +122,9 @@ def _untouched(node: Call, spatial: int) -> set[int]:
         stride = _each(given.get("stride") or kernel, spatial)
         padding = _each(given.get("padding", 0), spatial)
         return {i for i in range(spatial) if (kernel[i], stride[i], padding[i]) == (1, 1, 0)}
+    if "upsample" in op_name(node):  # a table of positions may be resampled along one of its axes
+        before, after = (shape_of(n.meta["val"])[-spatial:] for n in (node.args[0], node))
+        return {i for i in range(spatial) if before[i] == after[i]}
     return set()
 
 
