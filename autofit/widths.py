@@ -28,6 +28,7 @@ class Widths:
         kinds: what the program does with a cell.
         given: cells of axes that weights give: outputs of contractions, tables, gains.
         heads: cells that batch a contraction, of two activations or of one with a weight.
+        batched: of these, cells that batch a contraction of two activations.
         summed: cells that such a contraction sums over.
     """
 
@@ -48,8 +49,9 @@ class Widths:
             if kind in ("out", "elementwise")
             for a in self.axes.atoms(cell)
         }
+        self.batched = {a.serial for p in dims.products for c in p.batch for a in self.axes.atoms(c)}
+        self.heads |= self.batched
         for product in dims.products:
-            self.heads |= {a.serial for c in product.batch for a in self.axes.atoms(c)}
             self.summed |= {a.serial for pair in product.contracted for a in self.axes.atoms(pair[0])}
 
     def find(self) -> tuple[list[Dimension], Dimension, int, dict[str, str]]:
@@ -74,7 +76,9 @@ class Widths:
         kinds = self.kinds.get(atom.serial, set())
         if atom.fixed or kinds & HARD or atom.serial not in self.given:
             return False
-        return "weight" in kinds or ("activations" in kinds and not kinds & {"stack", "output"})
+        if "weight" in kinds or atom.serial in self.batched:
+            return True
+        return "activations" in kinds and not kinds & {"stack", "output"}
 
     def products(self) -> list[tuple[tuple[Cell, ...], ...]]:
         """All factorizations with more than one growable factor, each once; a factor is its growable atoms."""
@@ -85,11 +89,12 @@ class Widths:
                 kept = tuple(f for f in factors if f)
                 if len(kept) > 1:
                     found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
-        for use in self.dims.uses:  # axes that one op contracts together are one sum
-            ins = [tuple(a for a in self.axes.atoms(c) if self.growable(a)) for c, k in use.cells if k == "in"]
-            kept = tuple(f for f in ins if f)
-            if len(kept) > 1 and "bilinear" not in op_name(use.node):
-                found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
+        for use in self.dims.uses:  # axes that one op contracts together are one sum, those it gives one width
+            for end in ("in", "out"):
+                axes = [tuple(a for a in self.axes.atoms(c) if self.growable(a)) for c, k in use.cells if k == end]
+                kept = tuple(f for f in axes if f)
+                if len(kept) > 1 and "bilinear" not in op_name(use.node):
+                    found[tuple(tuple(a.serial for a in f) for f in kept)] = kept
         return list(found.values())
 
     def followers(self) -> dict[int, str]:

@@ -108,6 +108,8 @@ class _Reader:
             return ParameterRole(
                 p, "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", "never used by forward", p.name
             )
+        whole = max(len(u.kinds) for u in uses)  # what is computed from it and constants has fewer of its axes
+        uses = [u for u in uses if len(u.kinds) == whole]
         found = [self.role_of_use(u) for u in uses]
         order: list[Role] = ["input", "hidden", "output", "vector", "fixed"]
         looked_up = any("index" in u.kinds.values() for u in uses)

@@ -89,7 +89,8 @@ class ResolveBase:
 
 def _adapters(dims: Dims, dimensions: Iterable[Dimension], main: Dimension) -> dict[str, str]:
     """Notes by name of the dimensions that no frozen weight has, of a model whose main width frozen weights have."""
-    frozen = [p.name for p in dims.program.parameters if not p.trainable]
+    trained = {p.name for p in dims.program.parameters if p.trainable}
+    frozen = {u.parameter for u in dims.uses if "in" in u.kinds.values()} - trained  # no mere tables of positions
     theirs = {a.serial for n in frozen for c in dims.of_parameter.get(n, ()) for a in dims.axes.atoms(c)}
     if not main.cells & theirs:
         return {}
@@ -308,6 +309,7 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
         return False
 
     pending = [(axes.find(c), s, w) for c, s, w in sizes if c.size and s]  # an empty axis says nothing
+    pending.sort(key=lambda found: found[0].kind != "atom")  # what is seen undivided, first
     while pending:
         left, progress = [], False
         for root, size, where in pending:

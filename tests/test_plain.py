@@ -360,3 +360,59 @@ def test_row_lengths_follow_their_weight() -> None:
     length, rows = (mu.plan.parameters[f"inner.parametrizations.weight.original{i}"] for i in (0, 1))
     assert (length.role, rows.role) == ("vector", "hidden")
     assert model.inner.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+
+
+class ThreeAxes(nn.Module):
+    """Projections with an axis for heads and one for their size, and a table that meets queries, as in XLNet."""
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(width, heads, size) * 0.02) for _ in range(3))
+        self.table = nn.Parameter(torch.randn(2, heads, size) * 0.02)
+        self.out = nn.Parameter(torch.randn(width, heads, size) * 0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        q, k, v = (torch.einsum("bth,hnd->bntd", h, w) for w in (self.q, self.k, self.v))
+        met = torch.einsum("bntd,snd->bnts", q, self.table).sum(-1, keepdim=True)
+        logits = (torch.einsum("bntd,bnsd->bnts", q, k) + met) / q.shape[-1] ** 0.5
+        return self.last(torch.einsum("bnts,bnsd,hnd->bth", logits.softmax(-1), v, self.out))
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_of_heads_and_their_size_one_grows(size: int) -> None:
+    """Also where a head is as wide as the model, and where the two are axes of their own."""
+    x = torch.zeros(2, 7, 5)
+    for base in (32, ThreeAxes(32, 2, size)):
+        found = autofit.analyze(ThreeAxes(64, 4, size), x, base=base)
+        ratios = {n: (p.r_in, p.r_out) for n, p in found.plan.parameters.items()}
+        assert ratios["q"] == ratios["k"] == ratios["v"] == (2, 2)
+        assert ratios["out"] == (2, 2)
+        assert ratios["table"] == (1, 2)
+        assert [s.multiplier for s in found.plan.sites if s.kind == "attention"] == [1.0]
+
+
+class Sines(nn.Module):
+    """Positions as a projection of fixed sines, which then meet the queries."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.q, self.v = nn.Linear(width, width), nn.Linear(width, width)
+        self.place = nn.Linear(width, width, bias=False)
+        angles = torch.arange(7.0)[:, None] / 10 ** torch.linspace(0, 1, width // 2)
+        self.register_buffer("sines", torch.cat((angles.sin(), angles.cos()), -1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        q, p = self.q(h).unflatten(-1, (-1, 8)), self.place(self.sines).unflatten(-1, (-1, 8))
+        logits = torch.einsum("btnd,snd->bnts", q, p) / 8**0.5
+        v = self.v(h).unflatten(-1, (-1, 8)).transpose(1, 2)
+        return self.last(h + (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_projection_of_constants_is_hidden() -> None:
+    found = autofit.analyze(Sines(64), torch.zeros(2, 7, 5), base=Sines(32))
+    place = found.plan.parameters["place.weight"]
+    assert (place.role, place.r_in, place.r_out) == ("hidden", 2, 2)
