@@ -234,13 +234,14 @@ def auto_class(config: Any) -> Any:
     order = sorted(AUTO_CLASSES, key=lambda name: both and "Seq2Seq" not in name)
     rest = sorted(name for name in vars(modeling_auto) if name.startswith("AutoModelFor") and name not in order)
     found = (getattr(modeling_auto, name) for name in (*order, *rest))
+    second_best = None
     for cls in found:
-        mapping = getattr(cls, "_model_mapping", {})
-        made = mapping.get(type(config), None)
+        made = getattr(cls, "_model_mapping", {}).get(type(config), None)
         options = made if isinstance(made, tuple) else (made,)
         if made is not None and any(m.config_class is type(config) for m in options):
             return cls
-    return None
+        second_best = second_best or (cls if made is not None else None)  # borrowed, or a part of a composite
+    return second_best
 
 
 def main() -> None:

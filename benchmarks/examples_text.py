@@ -137,6 +137,18 @@ def _clip_patches(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": kinds}
 
 
+def _image_of_size(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One image, its size, and the tokens for its patches, merged two by two."""
+    size, merge = config.vision_config.image_size, config.vision_config.patch_size * config.spatial_merge_size
+    ids = ids[:1].clone()
+    ids[0, 3 : 3 + (size // merge) ** 2] = config.image_token_id
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.zeros(1, 3, size, size),
+        "image_sizes": torch.tensor([[size, size]]),
+    }
+
+
 _BY_TYPE = {
     "bros": _boxes,
     "decision_transformer": _decisions,
@@ -144,6 +156,7 @@ _BY_TYPE = {
     "longformer": _global_attention,
     "luke": _entities,
     "markuplm": _markup,
+    "mistral_large4": _image_of_size,
     "muse_glimmer": _clip_patches,
     "muse_glimmer_assistant": _noise,
     "neomme": _patches,
