@@ -313,3 +313,34 @@ def test_a_scale_behind_a_sum_counts_for_both_terms(keys: bool) -> None:
     assert [(s.present, s.multiplier) for s in attention] == [(-0.5, pytest.approx(0.5**0.5))] * 2
     assert keys or {str(s.carrier) for s in attention} == {"output q"}
     torch.testing.assert_close(model(x) - model.last.bias, (expected(x) - expected.last.bias) / 2)
+
+
+class Summed(nn.Module):
+    """Queries and keys that are each a sum of two projections, or a stack of two."""
+
+    def __init__(self, width: int, stacked: bool) -> None:
+        super().__init__()
+        self.stacked = stacked
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.parts = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        a, b, c, d = (part(h) for part in self.parts)
+        q, k = (torch.stack((a, b), 1), torch.stack((c, d), 1)) if self.stacked else (a + b, c + d)
+        mixed = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ (h[:, None] if self.stacked else h)
+        return self.last(mixed.sum(1) if self.stacked else mixed)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["sum", "stack"])
+def test_all_terms_carry_the_factor(stacked: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5)
+    model, expected = Summed(64, stacked), Summed(64, stacked)
+    expected.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for p in expected.parts[:2].parameters():
+            p *= 0.5**0.5
+    mu = autofit.muify(model, x, base=Summed(32, stacked), init="keep")
+    assert [str(s.carrier) for s in mu.plan.sites] == ["output parts.0 and 1 more", "input last"]
+    torch.testing.assert_close(model(x) - model.last.bias, (expected(x) - expected.last.bias) / 2)

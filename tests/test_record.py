@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES
 from torch import nn
 
@@ -104,3 +105,47 @@ def test_a_path_that_was_not_taken_is_refused() -> None:
     model = EarlyExit().eval()
     with pytest.raises(autofit.PlanError, match=r"layers\.1\.weight (.|\n)*never used by forward on this example"):
         autofit.muify(model, x, base=16)
+
+
+def test_longformer_with_global_attention() -> None:
+    """Its windows are cut at places that depend on which tokens attend to all."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = transformers.LongformerConfig(**sizes, vocab_size=139, attention_window=4, max_position_embeddings=64)
+    model = transformers.LongformerForMaskedLM(config)
+    ids = torch.zeros(3, 12, dtype=torch.long)
+    everywhere = torch.zeros_like(ids)
+    everywhere[:, 0] = 1
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "global_attention_mask": everywhere}
+    mu = autofit.muify(model, inputs, base=32)
+    assert "running it once" in mu.roles.growth.dims.program.front_end
+    rules = {
+        p.name.rpartition("self.")[2]: p.rule for p in mu.plan.parameters.values() if "layer.1.attention" in p.name
+    }
+    assert {rules[f"{n}.weight"] for n in ("query", "key", "value", "query_global", "key_global", "value_global")} == {
+        "hidden"
+    }
+    mu.model(**inputs, labels=ids).loss.backward()
+
+
+class CachedMask(nn.Module):
+    """Keeps the mask of the last length on itself, as older Transformer examples do."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.mask: torch.Tensor | None = None
+        self.table = nn.Embedding(31, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)
+        self.body, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(width, 31)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.mask is None or self.mask.shape[0] != ids.shape[1]:
+            self.mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        return self.head(self.body(self.table(ids), self.mask, is_causal=True)).log_softmax(-1)
+
+
+def test_a_mask_kept_on_the_module_is_left_as_it_was() -> None:
+    model = CachedMask()
+    mu = autofit.muify(model, torch.zeros(3, 7, dtype=torch.long), base=32)
+    assert model.mask is None
+    assert {p.rule for p in mu.plan.parameters.values() if p.name.endswith("linear1.weight")} == {"hidden"}
+    assert model(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 31)
