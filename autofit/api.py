@@ -183,14 +183,14 @@ def analyze(
             todo="use the object that muify returned; a plan is made from an untouched model",
         )
     say("capture")
-    dims = InferDims()(capture(model, example))
+    recipe = find_recipe(model)
+    dims = InferDims()(capture(model, example, recipe.scalars(model) if recipe else None))
     say("base")
     growth = _resolve(base, example, grow, strict, frozen, dims)
     say("roles")
     roles = AssignRoles(strict=strict, frozen=frozen)(growth)
     say("plan")
     carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
-    recipe = find_recipe(model)
     make = MakePlan(
         carriers=carriers,
         spreads=spreads(model) | (recipe.spreads(model) if recipe else {}),
@@ -271,7 +271,8 @@ def muify(
         lowering.install(model, found.plan)
         if any(s.multiplier != 1 and s.carrier.place != "weight" for s in found.plan.sites):
             say("verify")
-            again = InferDims()(capture(model, example))
+            scalars = found.recipe.scalars(model) if found.recipe else None
+            again = InferDims()(capture(model, example, scalars))
             verify_program(found.roles, again, found.plan)
         lowering.rescale(model, found.plan)
         verify_values(found.plan, spreads(model, found.plan.rescaled()))
@@ -313,7 +314,8 @@ def _resolve(
             raise BaseError("the base model is already muified", todo="pass an untouched model as base")
         recipe = find_recipe(base)
         drawn = spreads(base) | (recipe.spreads(base) if recipe else {})
-        second = BaseModel(InferDims()(capture(base, example)), {n: s.std for n, s in drawn.items()})
+        scalars = recipe.scalars(base) if recipe else None
+        second = BaseModel(InferDims()(capture(base, example, scalars)), {n: s.std for n, s in drawn.items()})
         return ResolveBase(second, grow)(dims)
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))

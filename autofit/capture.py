@@ -24,7 +24,7 @@ from autofit.program import Captured, Parameter, Program, describe, storage_key
 from autofit.record import record
 
 
-def capture(model: nn.Module, example: Any = None) -> Program:
+def capture(model: nn.Module, example: Any = None, known: Mapping[str, float] | None = None) -> Program:
     """Capture a model's forward pass as one FX graph of ATen ops.
 
     No parameter or buffer is read, allocated or changed: tensors are faked, and mode, RNG and plain
@@ -33,6 +33,7 @@ def capture(model: nn.Module, example: Any = None) -> Program:
     Args:
         model: any module, on any device including ``meta``.
         example: ``None`` (inferred), a tensor, a tuple of positional or a dict of keyword arguments.
+        known: values of one-element buffers that are on ``meta``, by name.
 
     Returns:
         The program, with every parameter once.
@@ -45,7 +46,7 @@ def capture(model: nn.Module, example: Any = None) -> Program:
     failure: AutofitError | None = None
     for attempt in attempts:
         try:
-            return _capture_once(model, beside(model, without_cache(model, attempt)))
+            return _capture_once(model, beside(model, without_cache(model, attempt)), known or {})
         except (ExampleError, CaptureError) as error:
             failure = failure or error
     if failure is None:
@@ -57,9 +58,15 @@ def capture(model: nn.Module, example: Any = None) -> Program:
     raise failure
 
 
-def _capture_once(model: nn.Module, example: Example) -> Program:
+def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]) -> Program:
     with untouched(model):
         captured = _first_that_works(model, example)
+    notes = [f"example inferred: {example}"] if example.inferred else []
+    notes += [
+        f"the buffer {name} has no value on meta: should it be a scale that depends on width, it was not counted"
+        for name in captured.unknown.values()
+        if name not in known
+    ]
     config: Any = getattr(model, "config", None)
     return Program(
         module=captured.module,
@@ -68,8 +75,8 @@ def _capture_once(model: nn.Module, example: Example) -> Program:
         front_end=captured.front_end,
         model_name=type(model).__name__,
         config=_numbers(config.to_dict()) if hasattr(config, "to_dict") else {},
-        constants=captured.constants,
-        notes=(f"example inferred: {example}",) if example.inferred else (),
+        constants=captured.constants | {n: known[name] for n, name in captured.unknown.items() if name in known},
+        notes=tuple(notes),
     )
 
 
@@ -107,7 +114,13 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
     specs = exported.graph_signature.input_specs
     kinds = {s.arg.name: s.kind.name for s in specs}
     placeholders = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}
-    held = {s.arg.name: exported.constants.get(str(s.target)) for s in specs if s.kind.name == "CONSTANT_TENSOR"}
+    changed = set(exported.graph_signature.buffers_to_mutate.values())
+    values = {**exported.constants, **dict(exported.named_buffers())}
+    held = {
+        s.arg.name: values.get(str(s.target))
+        for s in specs
+        if s.kind.name == "CONSTANT_TENSOR" or (s.kind.name == "BUFFER" and str(s.target) not in changed)
+    }
     return Captured(
         module=module,
         parameter_nodes={
@@ -125,6 +138,12 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
             and not value.is_complex()
         },
         front_end=front_end,
+        unknown={
+            s.arg.name: str(s.target)
+            for s in specs
+            if s.kind.name == "BUFFER" and (b := held.get(s.arg.name)) is not None
+            if b.is_meta and b.numel() == 1 and b.is_floating_point()
+        },
     )
 
 

@@ -188,6 +188,14 @@ class Recipe:
             found[name] = samples[key]
         return found
 
+    def scalars(self, model: nn.Module) -> dict[str, float]:
+        """Values of the one-element buffers on ``meta`` that are known."""
+        return {
+            name: float(self.draw(name, torch.device("cpu"), seed=0))
+            for name, b in model.named_buffers()
+            if b.is_meta and b.is_floating_point() and b.numel() == 1 and self.knows(name)
+        }
+
     def _run(self, target: _View, device: torch.device) -> torch.Tensor:
         storages: dict[int, torch.UntypedStorage] = {}
 

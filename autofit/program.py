@@ -46,6 +46,7 @@ class Captured:
         inputs: names of the placeholders that carry data, in order.
         constants: values of one-element tensors that the program holds, by node name.
         front_end: how the graph was obtained, in words for the report.
+        unknown: one-element buffers on ``meta``, by node name.
     """
 
     module: fx.GraphModule
@@ -53,6 +54,7 @@ class Captured:
     inputs: tuple[str, ...]
     constants: dict[str, float]
     front_end: str
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,14 @@ def record(model: nn.Module, example: Example, reason: str) -> Captured:
             names[id(t)]: node for t, node in zip(held, placeholders, strict=False) if id(t) in parameters
         },
         inputs=tuple(n.name for n in placeholders[len(held) :]),
-        constants=_constants(module),
+        constants={
+            **_constants(module),
+            **{
+                node.name: float(tensor)
+                for (name, tensor), node in zip(((names[id(t)], t) for t in held), placeholders, strict=False)
+                if id(tensor) not in parameters and tensor.numel() == 1 and tensor.is_floating_point()
+            },
+        },
         front_end=f"running it once, so that only the path which this example takes is seen ({reason})",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,11 +14,15 @@ from autofit.errors import DimensionError, PlanError
 from autofit.flow import Factor, Flow, reaching_output
 from autofit.growth import Growth
 from autofit.measure import Fan
-from autofit.program import Parameter, describe, op_name
+from autofit.program import LAYER_INDEX, Parameter, describe, module_path, op_name
 from autofit.roles import ParameterRole, Role, Roles, Segment, Site
 
 FROZEN = "computed by frozen weights, whose scale is kept"
 EXPONENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class AssignRoles:
         if unused:
             notes.append(f"never used by forward: {', '.join(unused)}")
         notes += [f"{s.where}: {s.reason}" for s in sites if s.treatment in ("norm", "unsupported")]
+        notes += [
+            f"{s.where}: {s.reason}. A base model would tell"
+            for s in sites
+            if "taken to be the same" in s.reason and s.treatment == "apply" and s.ratio != 1
+        ]
         return Roles(growth, parameters, tuple(sites), tuple(unused), tuple(notes))
 
 
@@ -350,8 +359,21 @@ class _Reader:
                 if size > 1 and math.isclose(f.value, size**e, rel_tol=1e-5):
                     total += e
                     told = f", taken as {size}^{e:g} because it has that value"
+                    break
+            else:
+                layer = next((k for k in self.layers(f.node) if size > 1 and _near(f.value * k, size**-0.5)), 0)
+                if layer:
+                    total -= 0.5
+                    told = f", taken as {size}^-0.5 / {layer} because it has that value, in layer {layer}"
+                elif not _near(f.value, round(f.value)) or f.value > 2:
+                    told = told or f", {f.value:.6g} taken to be the same at any width"
         snapped = round(total * 4) / 4
         return (snapped if abs(total - snapped) < 1e-6 else total), scale, told
+
+    @staticmethod
+    def layers(node: fx.Node) -> Iterator[int]:
+        """Numbers, from one, of the layers around a node."""
+        return (int(i) + 1 for i in LAYER_INDEX.findall(module_path(node)))
 
     def readout(self, use: Use) -> Site:
         """RULES 2: the output of a readout is multiplied by r_in^-1, counting what is there."""

@@ -38,6 +38,11 @@ def t5() -> nn.Module:
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **SMALL))
 
 
+def gemma() -> nn.Module:
+    sizes = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 4}
+    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**sizes, head_dim=32, num_hidden_layers=2, **SMALL))
+
+
 class Own(nn.Module):
     """Initialized by its own code, in the ways that people write it."""
 
@@ -65,6 +70,7 @@ class Own(nn.Module):
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "gpt2": (gpt2, None),
+    "gemma": (gemma, None),
     "llama": (llama, None),
     "mamba": (mamba, None),
     "t5": (t5, None),
@@ -93,12 +99,13 @@ def materialized(name: str, how: str = "deferred_init", seed: int = 1) -> autofi
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(n, "deferred_init") for n in FAMILIES] + [(n, "torch.device") for n in ("gpt2", "llama", "mamba", "t5")],
+    [(n, "deferred_init") for n in FAMILIES] + [(n, "torch.device") for n in ("gpt2", "gemma", "llama", "mamba", "t5")],
 )
 def test_distributed_as_on_the_eager_path(name: str, how: str) -> None:
     build, example = FAMILIES[name]
     eager = autofit.muify(build(), example, base=32)
     deferred = materialized(name, how)
+    assert [s.multiplier for s in deferred.plan.sites] == [s.multiplier for s in eager.plan.sites]
     found = dict(deferred.model.named_parameters())
     for key, p in eager.model.named_parameters():
         wanted, got = p.detach(), found[key].detach()
