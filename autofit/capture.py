@@ -77,6 +77,7 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         config=_numbers(config.to_dict()) if hasattr(config, "to_dict") else {},
         constants=captured.constants | {n: known[name] for n, name in captured.unknown.items() if name in known},
         notes=tuple(notes),
+        inferred=example.inferred,
     )
 
 

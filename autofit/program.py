@@ -70,6 +70,7 @@ class Program:
         config: the model's configuration numbers (name -> value), used for readable names only.
         constants: values of scalar tensors that the program holds, by node name.
         notes: remarks for the report.
+        inferred: whether the example was made up, so that its sizes mean nothing.
     """
 
     module: fx.GraphModule
@@ -80,6 +81,7 @@ class Program:
     config: dict[str, int] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    inferred: bool = False
 
     @property
     def recorded(self) -> bool:

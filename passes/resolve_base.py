@@ -242,7 +242,8 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
     constants = None
     if difference is None:
         pairs = list(zip(dims.program.graph.nodes, base.dims.program.graph.nodes, strict=True))
-        ran = any(p.recorded for p in (dims.program, base.dims.program))  # data may take other sizes in each model
+        # data may take other sizes in each model where these depend on values, or where autofit chose them
+        free = any(p.recorded or p.inferred for p in (dims.program, base.dims.program))
         for node, other in pairs:
             value = node.meta.get("val")
             if dims.origin.get(node.name) == "data" and shape_of(value):
@@ -250,7 +251,7 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
                 sizes += [
                     (c, s, node.name)
                     for c, s in zip(cells, shape_of(other.meta.get("val")), strict=False)
-                    if not (ran and dims.axes.find(c).fixed)
+                    if not (free and dims.axes.find(c).fixed)
                 ]
         constants = _constants(pairs, Flow(dims), Flow(base.dims))
     else:

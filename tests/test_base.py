@@ -355,3 +355,12 @@ def test_a_base_may_bring_its_own_example() -> None:
     for base in ((Fed(32), torch.zeros(5, 32)), lambda: (Fed(32), torch.zeros(5, 32))):
         found = autofit.analyze(Fed(64), torch.zeros(5, 64), base=base)
         assert found.plan.parameters["last.weight"].r_in == 2
+
+
+def test_examples_that_were_inferred_need_not_agree() -> None:
+    """Their sizes avoid those of each model's own parameters."""
+    nets = [
+        nn.Sequential(nn.Linear(10, n), nn.ReLU(), nn.Linear(n, 3 * n), nn.ReLU(), nn.Linear(3 * n, 2)) for n in (10, 5)
+    ]
+    found = autofit.analyze(nets[0], base=nets[1])
+    assert found.plan.parameters["2.weight"].r_in == 2
