@@ -76,7 +76,8 @@ class ResolveBase:
             if self.strict:
                 _refuse_ambiguous(dims, dimensions, clash, self.base)
             if isinstance(self.base, Mapping):
-                growth = _from_mapping(dims, dimensions, main, self.base, self.origin or "mapping")
+                wide = [d for d in _inputs(dims) if d.label in self.base]
+                growth = _from_mapping(dims, [*dimensions, *wide], main, self.base, self.origin or "mapping")
             else:
                 own = _adapters(dims, dimensions, main) if self.frozen == "keep" else {}
                 fixed = [replace(d, grows=False, reason=ADAPTER) if d.name in own else d for d in dimensions]
@@ -261,22 +262,29 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
     return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes)
 
 
-def _wide_inputs(dims: Dims, base: Dims) -> list[Dimension]:
-    """Input axes that weights contract, and that have another size in the example which the base model brought."""
-    nodes = {n.name: n for n in base.program.graph.nodes}
+def _inputs(dims: Dims) -> list[Dimension]:
+    """Axes of inputs that weights contract: widths only where a base says so."""
     contracted = {a.serial for e in dims.evidence if e.kind == "weight" for a in dims.axes.atoms(e.cell)}
     found = []
-    for name, theirs in zip(dims.program.inputs, base.program.inputs, strict=False):
-        cells = [c for c in dims.of[name] if isinstance(c, Cell)]
-        sizes = shape_of(nodes[theirs].meta.get("val"))
-        for axis, (cell, size) in enumerate(zip(cells, sizes, strict=False)):
+    for name in dims.program.inputs:
+        for axis, cell in enumerate(c for c in dims.of[name] if isinstance(c, Cell)):
             atom = dims.axes.find(cell)
-            if atom.kind == "atom" and atom.serial in contracted and atom.size != size:
-                label = f"{name}[{axis}]"
-                reason = "an input that is wider here than in the base's example"
-                only = frozenset({atom.serial})
+            if atom.kind == "atom" and atom.serial in contracted:
+                label, only = f"{name}[{axis}]", frozenset({atom.serial})
+                reason = "an input that is as wide as the base says"
                 found.append(Dimension(label, label, (), atom.size, float(atom.size), True, reason, only))
     return found
+
+
+def _wide_inputs(dims: Dims, base: Dims) -> list[Dimension]:
+    """Inputs that have another size in the example which the base model brought."""
+    nodes = {n.name: n for n in base.program.graph.nodes}
+    theirs = {
+        f"{name}[{axis}]": size
+        for name, other in zip(dims.program.inputs, base.program.inputs, strict=False)
+        for axis, size in enumerate(shape_of(nodes[other].meta.get("val")))
+    }
+    return [d for d in _inputs(dims) if theirs.get(d.label, d.size) != d.size]
 
 
 def _from_shapes(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseShapes, origin: str) -> Growth:

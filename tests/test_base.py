@@ -355,6 +355,8 @@ def test_a_base_may_bring_its_own_example() -> None:
     for base in ((Fed(32), torch.zeros(5, 32)), lambda: (Fed(32), torch.zeros(5, 32))):
         found = autofit.analyze(Fed(64), torch.zeros(5, 64), base=base)
         assert found.plan.parameters["last.weight"].r_in == 2
+        again = autofit.analyze(Fed(64), torch.zeros(5, 64), base=found.base())
+        assert again.plan.parameters["first.weight"].role == found.plan.parameters["first.weight"].role == "hidden"
 
 
 def test_examples_that_were_inferred_need_not_agree() -> None:
