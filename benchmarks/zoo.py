@@ -182,9 +182,11 @@ def differences(static: Any, differential: Any) -> Iterator[str]:
     for p, q in zip(static.plan.parameters.values(), differential.plan.parameters.values(), strict=True):
         if (p.role, p.rule, p.r_in, p.r_out) != (q.role, q.rule, q.r_in, q.r_out):
             yield f"{p.name}: {p.rule} in x{p.r_in:g} out x{p.r_out:g} and {q.rule} in x{q.r_in:g} out x{q.r_out:g}"
-    for s, t in zip(static.plan.sites, differential.plan.sites, strict=True):
-        if abs(s.multiplier - t.multiplier) > 1e-9:
-            yield f"{s.where}: x{s.multiplier:g} and x{t.multiplier:g}"
+    mine, theirs = ({s.node: s for s in found.plan.sites if s.multiplier != 1} for found in (static, differential))
+    for node in sorted(mine.keys() | theirs.keys()):
+        here, there = (found[node].multiplier if node in found else 1.0 for found in (mine, theirs))
+        if abs(here - there) > 1e-9:
+            yield f"{(mine.get(node) or theirs[node]).where}: x{here:g} and x{there:g}"
 
 
 def model_as_base(analysis: Any) -> dict[str, float]:
