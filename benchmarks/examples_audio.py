@@ -96,9 +96,14 @@ def _beside_text(speech: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dic
     return lambda model: _places(model, speech(model))
 
 
+def audio_token(config: Any) -> int:
+    """Token in whose place a feature of the speech goes."""
+    return _field(config, "audio_token_id", "audio_token_index")
+
+
 def _places(model: Any, speech: dict[str, Any]) -> dict[str, Any]:
     """The model's own complaint says how many places its features need."""
-    token = _field(model.config, "audio_token_id", "audio_token_index")
+    token = audio_token(model.config)
     try:
         with torch.no_grad():
             model(input_ids=_ids(), **speech)

@@ -126,15 +126,28 @@ def _segments(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)}
 
 
-def _clip_patches(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Flat patches of two frames, four by four, merged two by two."""
+def _image_in_rows(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Flat patches, four by six, merged two by two; a token ends each row, and one the image at either end."""
     vision = config.vision_config
     ids = ids[:1].clone()
-    ids[0, 3:7] = config.image_token_id
-    pixels = torch.zeros(16, vision.patch_temporal * 3 * vision.patch_size**2)
-    kinds = (ids == config.image_token_id).long()
-    grid = torch.tensor([[1, 4, 4]])
-    return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": kinds}
+    ids[0, 3 : 3 + 2 * (3 + 1) + 2] = config.image_token_id
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.zeros(24, 3 * vision.temporal_patch_size * vision.patch_size**2),
+        "image_grid_thw": torch.tensor([[1, 4, 6]]),
+        "mm_token_type_ids": (ids == config.image_token_id).long(),
+    }
+
+
+def _image_and_marks(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Flat patches, four by four, merged; tokens for them and for all marks around them."""
+    vision = config.vision_config
+    marks = list(config.visual_indicator_token_ids)
+    count = (vision.image_size // vision.patch_size // vision.hidden_stride) ** 2
+    ids = torch.zeros(3, 1 + len(marks) + count + 3, dtype=torch.long)
+    ids[:, 1 : 1 + len(marks)] = torch.tensor(marks)
+    ids[:, 1 + len(marks) : 1 + len(marks) + count] = config.image_token_id
+    return {"input_ids": ids, "pixel_values": torch.zeros(3, 3, vision.image_size, vision.image_size)}
 
 
 def _image_of_size(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -152,14 +165,15 @@ def _image_of_size(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 _BY_TYPE = {
     "bros": _boxes,
     "decision_transformer": _decisions,
+    "hunyuan_vl": _image_in_rows,
     "layoutlmv3": _page,
     "longformer": _global_attention,
     "luke": _entities,
     "markuplm": _markup,
     "mistral_large4": _image_of_size,
-    "muse_glimmer": _clip_patches,
     "muse_glimmer_assistant": _noise,
     "neomme": _patches,
+    "ovis2": _image_and_marks,
     "reformer": _axial,
     "splinter": _question,
     "switch_transformers": _distinct,

@@ -19,7 +19,7 @@ NOT_WIDTH = re.compile(
     r"vocab|image|patch|kernel|window|max_|position|token|num_|_id$|_ids$|bins|layers|head|group|stride|pool|chunk"
     r"|(?<!shared_)expert(?!_intermediate)|type|block|num_channels|in_channels|input_channels|input_dim|model_in_dim|(?<!du)ratio|factor|classes|labels|buckets|crop"
     r"|codebook_size|batch|cache|context|dropout|bias|norm|conv_dim_|grid|sample|feature_size|depth|step|memory|query_len"
-    r"|state_size|d_state|d_conv|temporal|frame|local_|global_|attention_w|n_fft|hop|upsampl|downsampl|resolution"
+    r"|state_size|d_state|d_conv|pos_emb|temporal|frame|local_|global_|attention_w|n_fft|hop|upsampl|downsampl|resolution"
 )
 LAYERS = re.compile(r"(^|_)(num_)?(hidden_|encoder_|decoder_)?(layers|blocks|n_layer|n_layers)$|num_.*layers$|^depth$")
 HEADS = re.compile(r"num_.*heads$|n_heads?$|.*_attention_heads$|^num_heads$|_num_heads$|_heads$")
@@ -37,6 +37,8 @@ def shrink(config: Any, width: int) -> None:
     for part in parts:
         _shrink_part_by_layer(part, 64 / main, width)
     for part in parts:
+        _join(part)
+    for part in parts:
         for key, value in EXCEPTIONS.get(part.model_type, {}).items():
             if key != "reason":
                 _assign(part, key, value, width)
@@ -47,6 +49,13 @@ def _parts(config: Any) -> Any:
     for value in list(vars(config).values()):
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
             yield from _parts(value)
+
+
+def _join(part: Any) -> None:
+    """The output of a vision tower that names its size is as wide as the text model, whatever the defaults say."""
+    text, vision = getattr(part, "text_config", None), getattr(part, "vision_config", None)
+    if hasattr(text, "hidden_size") and hasattr(vision, "out_hidden_size"):
+        vision.out_hidden_size = text.hidden_size
 
 
 def _hidden(part: Any) -> int:
