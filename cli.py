@@ -29,6 +29,7 @@ Settings = Annotated[list[str] | None, Parameter(name="--set", negative=())]
 BaseSettings = Annotated[list[str] | None, Parameter(name="--base-set", negative=())]
 Grow = Literal["heads", "head_dim"]
 Frozen = Literal["keep", "plan"]
+Unused = Literal["freeze"]
 
 
 @app.command
@@ -40,6 +41,7 @@ def report(
     base_settings: BaseSettings = None,
     grow: Grow = "heads",
     frozen: Frozen | None = None,
+    unused: Unused | None = None,
     strict: bool = True,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -52,10 +54,12 @@ def report(
         base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
         grow: what grows with a numeric base.
         frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
+        unused: freeze what the example does not reach.
         strict: refuse where an answer would be a guess.
         json_: print JSON.
     """
-    found = _analyze(target, base, settings or [], base_settings or [], grow=grow, frozen=frozen, strict=strict)
+    options = {"grow": grow, "frozen": frozen, "unused": unused, "strict": strict}
+    found = _analyze(target, base, settings or [], base_settings or [], **options)
     if json_:
         print(json.dumps(found.to_json(), indent=2))
         return
@@ -76,6 +80,7 @@ def explain(
     base_settings: BaseSettings = None,
     grow: Grow = "heads",
     frozen: Frozen | None = None,
+    unused: Unused | None = None,
     strict: bool = True,
 ) -> None:
     """Say why a parameter or dimension is what it is, with source lines.
@@ -88,9 +93,11 @@ def explain(
         base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
         grow: what grows with a numeric base.
         frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
+        unused: freeze what the example does not reach.
         strict: refuse where an answer would be a guess.
     """
-    found = _analyze(target, base, settings or [], base_settings or [], grow=grow, frozen=frozen, strict=strict)
+    options = {"grow": grow, "frozen": frozen, "unused": unused, "strict": strict}
+    found = _analyze(target, base, settings or [], base_settings or [], **options)
     from autofit.report import explain as explanation
 
     Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)

@@ -172,11 +172,12 @@ def analyze(
     grow: Literal["heads", "head_dim"] = "heads",
     zero_readout: bool = False,
     frozen: Literal["keep", "plan"] | None = None,
+    unused: Literal["freeze"] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
     say = progress or (lambda stage: None)
-    _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen)
+    _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen, unused=unused)
     if lowering.is_muified(model):
         raise LoweringError(
             "this model is already muified",
@@ -188,7 +189,7 @@ def analyze(
     say("base")
     growth = _resolve(base, example, grow, strict, frozen, dims)
     say("roles")
-    roles = AssignRoles(strict=strict, frozen=frozen)(growth)
+    roles = AssignRoles(strict=strict, frozen=frozen, unused=unused)(growth)
     say("plan")
     carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
     make = MakePlan(
@@ -201,6 +202,7 @@ def analyze(
         constants=_init_constants(model),
         zero_readout=zero_readout,
         frozen=frozen,
+        unused=unused,
     )
     plan = make(roles)
     if recipe is None and any(p.is_meta for p in model.parameters()):
@@ -220,6 +222,7 @@ def muify(
     grow: Literal["heads", "head_dim"] = "heads",
     zero_readout: bool = False,
     frozen: Literal["keep", "plan"] | None = None,
+    unused: Literal["freeze"] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Rewrite a model in place so that it trains in muP, and prove that the rewrite is what was planned.
@@ -244,6 +247,8 @@ def muify(
         frozen: parameters without gradient: ``"keep"`` leaves their values and the scale of what they compute alone
             (pretrained weights beside adapters), ``"plan"`` treats them like all others (frozen copies, random
             features); ``None`` refuses where these differ.
+        unused: parameters that the example does not reach: ``"freeze"`` takes their gradient away, so that no
+            optimizer trains them; ``None`` refuses a model that has such matrices, for their role is unknown.
         progress: called with the name of each stage.
 
     Returns:
@@ -263,6 +268,7 @@ def muify(
         grow=grow,
         zero_readout=zero_readout,
         frozen=frozen,
+        unused=unused,
         progress=progress,
     )
     say = progress or (lambda stage: None)
@@ -286,6 +292,7 @@ def _check_options(model: object, **options: str | None) -> None:
         "bottleneck": ("hidden", "output"),
         "grow": ("heads", "head_dim"),
         "frozen": (None, "keep", "plan"),
+        "unused": (None, "freeze"),
     }
     if not isinstance(model, nn.Module):
         raise AutofitError(f"model is a {type(model).__name__}, not a torch.nn.Module")

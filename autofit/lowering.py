@@ -84,7 +84,7 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def install(model: nn.Module, plan: Plan) -> None:
-    """Put the plan's multipliers on the model's modules, each once, and mark the model.
+    """Put the plan's multipliers on the model's modules, each once, freeze what is not to be trained, mark the model.
 
     Raises:
         LoweringError: the model is already muified, or lacks a module of the plan.
@@ -112,11 +112,14 @@ def install(model: nn.Module, plan: Plan) -> None:
             else:
                 handle = module.register_forward_hook(ScaleOutput(site.multiplier, site.carrier.indices))
             module.__dict__.setdefault(HANDLES, []).append(handle)
-    model.__dict__[MARK] = {"scheme": plan.scheme, "base": dict(plan.base)}
+    frozen = [name for name in plan.frozen if model.get_parameter(name).requires_grad]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    model.__dict__[MARK] = {"scheme": plan.scheme, "base": dict(plan.base), "frozen": frozen}
 
 
 def uninstall(model: nn.Module) -> None:
-    """Take all multipliers and the mark off again."""
+    """Take all multipliers and the mark off again; what was frozen is trained again."""
     for module in model.modules():
         for registry, flags in (
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
@@ -126,7 +129,8 @@ def uninstall(model: nn.Module) -> None:
                 del registry[key]
                 flags.pop(key, None)
         module.__dict__.pop(HANDLES, None)
-    model.__dict__.pop(MARK, None)
+    for name in model.__dict__.pop(MARK, {}).get("frozen", ()):
+        model.get_parameter(name).requires_grad_(True)
 
 
 @torch.no_grad()

@@ -131,7 +131,7 @@ def param_groups(
             settings[key] = check_number(key, defaults.get(key, 0.0) if value is None else value)
         elif value is not None:
             raise OptimizerError(f"{cls.__name__} has no setting {key!r}")
-    named = _unique_named(model)
+    named = _unique_named(model, plan)
     names = {id(p): n for n, p in named}
     order = {id(p): i for i, (_, p) in enumerate(named)}
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -152,9 +152,9 @@ def param_groups(
     return sorted(merged.values(), key=lambda g: order[id(g["params"][0])])
 
 
-def _unique_named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _unique_named(model: nn.Module, plan: Plan) -> list[tuple[str, nn.Parameter]]:
     """Trainable parameters, each once; two over one storage (a tie that was assigned apart) are two, as in torch."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in plan.frozen]
 
 
 def _assigned(

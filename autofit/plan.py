@@ -135,6 +135,7 @@ class Plan:
         parameters: by name.
         sites: in execution order.
         notes: remarks and warnings.
+        frozen: parameters that the example does not reach, and that are therefore not to be trained.
     """
 
     scheme: str
@@ -144,6 +145,7 @@ class Plan:
     parameters: ParameterTable
     sites: tuple[SitePlan, ...]
     notes: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     def rescaled(self) -> set[str]:
         """Names of the parameters whose initial values change."""
@@ -161,6 +163,7 @@ class Plan:
             "parameters": [asdict(p) for p in self.parameters.values()],
             "sites": [asdict(s) for s in self.sites],
             "notes": list(self.notes),
+            "frozen": list(self.frozen),
         }
 
     @classmethod
@@ -187,6 +190,7 @@ class Plan:
                 parameters,
                 sites,
                 tuple(data["notes"]),
+                tuple(data["frozen"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is malformed: {error}") from None

@@ -38,6 +38,7 @@ ROWS = ROOT / "docs" / "coverage.jsonl"
 PAGE = ROOT / "docs" / "coverage.md"
 SOURCES = ("transformers", "plain", "timm", "torchvision")
 VISION = ("timm", "torchvision")
+OPTIONS = {"frozen": "plan", "unused": "freeze"}
 
 
 # what is in the zoo -------------------------------------------------------------------------------------
@@ -146,17 +147,18 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     row["class"] = type(model).__name__
     row["stage"] = "plan"
     start = time.process_time()
-    number = autofit.analyze(model, example, base=smaller, frozen="plan")
+    number = autofit.analyze(model, example, base=smaller, **OPTIONS)
     row["seconds"] = round(time.process_time() - start, 2)
     program = number.roles.growth.dims.program
     row["ops"] = sum(1 for _ in program.calls())
     row["front_end"] = program.front_end
     row["notes"] = len(number.plan.notes)
+    row["unused"] = len(number.plan.frozen)
     if pair:
         row["stage"] = "differential"
-        second = autofit.analyze(model, example, base=base, frozen="plan")
+        second = autofit.analyze(model, example, base=base, **OPTIONS)
         row["stage"] = "static"
-        alone = autofit.analyze(model, example, base=second.base(), frozen="plan")
+        alone = autofit.analyze(model, example, base=second.base(), **OPTIONS)
         row["disagree"] = list(differences(alone, second))
     row["stage"] = "identity"
     inputs = normal_inputs(model, example)
@@ -165,12 +167,12 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     model.train(training)  # some models keep results of eval mode until then
     at_base, _ = build(64)
     at_base.load_state_dict(model.state_dict())
-    same = autofit.muify(at_base, example, base=model_as_base(number), frozen="plan")
+    same = autofit.muify(at_base, example, base=model_as_base(number), **OPTIONS)
     row["identity"] = all(
         torch.equal(a, b) or (a != a).all() for a, b in zip(before, outputs(same.model.eval(), inputs), strict=True)
     )
     row["stage"] = "muify"
-    muified = autofit.muify(model, example, base=smaller, frozen="plan")
+    muified = autofit.muify(model, example, base=smaller, **OPTIONS)
     row["stage"] = "forward"
     after = outputs(muified.model.eval(), inputs)
     row["forward"] = len(after) == len(before) and all(a.shape == b.shape for a, b in zip(after, before, strict=True))

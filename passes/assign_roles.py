@@ -32,10 +32,12 @@ class AssignRoles:
     Attributes:
         strict: refuse where an answer would be a guess.
         frozen: ``keep`` leaves the scale of what parameters without gradient compute as it is.
+        unused: ``freeze`` allows parameters that the example does not reach: they are not trained.
     """
 
     strict: bool = True
     frozen: Literal["keep", "plan"] | None = None
+    unused: Literal["freeze"] | None = None
 
     def __call__(self, growth: Growth) -> Roles:
         """Assign roles.
@@ -58,7 +60,8 @@ class AssignRoles:
             sites = [replace(s, treatment="nothing", reason=FROZEN) if reader.is_frozen(s) else s for s in sites]
         if self.strict:
             _refuse_unruled(growth)
-            _refuse_unused(growth, unused)
+            if self.unused is None:
+                _refuse_unused(growth, unused)
             for site in sites:
                 if site.treatment == "unsupported":
                     raise PlanError(
@@ -67,7 +70,8 @@ class AssignRoles:
                         todo="keep the head size fixed (grow='heads'), or pass strict=False to leave it as it is",
                     )
         if unused:
-            notes.append(f"never used by forward: {', '.join(unused)}")
+            what = "frozen, as this example does not reach them" if self.unused else "never used by forward"
+            notes.append(f"{what}: {', '.join(unused)}")
         notes += [f"{s.where}: {s.reason}" for s in sites if s.treatment in ("norm", "unsupported")]
         notes += [
             f"{s.where}: {s.reason}. A base model would tell"
@@ -90,13 +94,15 @@ def _refuse_unruled(growth: Growth) -> None:
 
 
 def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
-    for name in unused:
-        p = growth.dims.program.parameter(name)
-        if p.trainable and sum(s > 1 for s in p.shape) > 1:
-            raise PlanError(
-                f"{name} {p.shape} is never used by forward on this example, so its role is unknown",
-                todo="pass an example that reaches it, freeze or remove it, or pass strict=False to leave it as it is",
-            )
+    parameters = [growth.dims.program.parameter(name) for name in unused]
+    matrices = [p for p in parameters if p.trainable and sum(s > 1 for s in p.shape) > 1]
+    if matrices:
+        first, more = matrices[0], len(matrices) - 1
+        raise PlanError(
+            f"{first.name} {first.shape} is never used by forward on this example, so its role is unknown"
+            + (f" (as that of {more} more)" if more else ""),
+            todo="pass an example that reaches it, or unused='freeze' to leave all such parameters untrained",
+        )
 
 
 class _Reader:

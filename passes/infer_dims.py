@@ -90,6 +90,7 @@ def _apply(ctx: Context, node: fx.Node) -> None:
         except AxisConflictError as conflict:
             ctx.gap(node, str(conflict))
         except (
+            AttributeError,
             TypeError,
             ValueError,
             IndexError,

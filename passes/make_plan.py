@@ -30,6 +30,7 @@ class MakePlan:
         constants: numbers of the model's configuration that its init may use.
         frozen: what becomes of parameters without gradient: ``keep`` their values, ``plan`` them like all, or
             ``None``: refuse where these differ.
+        unused: ``freeze`` marks parameters that the example does not reach as not to be trained.
         zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises.
     """
 
@@ -41,6 +42,7 @@ class MakePlan:
     init: Literal["auto", "keep"] = "auto"
     constants: tuple[float, ...] = field(default=())
     frozen: Literal["keep", "plan"] | None = None
+    unused: Literal["freeze"] | None = None
     zero_readout: bool = False
 
     def __call__(self, roles: Roles) -> Plan:
@@ -98,6 +100,7 @@ class MakePlan:
             parameters=ParameterTable(plans),
             sites=sites,
             notes=(*growth.notes, *roles.notes),
+            frozen=roles.unused if self.unused == "freeze" else (),
         )
 
     def _unfrozen(self, p: ParameterPlan, roles: Roles) -> ParameterPlan:

@@ -12,6 +12,7 @@ from torch import nn
 
 import autofit
 from autofit import lowering
+from autofit.plan import Plan
 
 X = torch.zeros(7, 10)
 
@@ -90,18 +91,45 @@ def test_an_op_without_a_rule_is_refused_and_can_be_allowed() -> None:
     assert "no rule" in str(found)
 
 
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.idle = nn.Linear(10, 64), nn.Linear(64, 3), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(torch.relu(self.one(x)))
+
+
 def test_a_matrix_that_is_never_used() -> None:
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.idle = nn.Linear(10, 64), nn.Linear(64, 3), nn.Linear(64, 64)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.two(torch.relu(self.one(x)))
-
     with pytest.raises(autofit.PlanError, match=r"idle\.weight \(64, 64\) is never used"):
         autofit.muify(Idle(), X, base=16)
     assert any("idle.weight" in n for n in autofit.analyze(Idle(), X, base=16, strict=False).plan.notes)
+    model = Idle()
+    mu = autofit.muify(model, X, base=16, unused="freeze")
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["idle.weight", "idle.bias"]
+    assert "frozen, as this example does not reach them: idle.weight, idle.bias" in " ".join(str(mu).split())
+    assert Plan.from_dict(mu.plan.to_dict()) == mu.plan
+    before = model.idle.weight.clone()
+    optimizer = mu.optimizer("adamw", lr=1e-1, weight_decay=0.5)
+    model(X).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model.idle.weight, before)
+    assert not torch.equal(model.one.weight, Idle().one.weight)
+    looked_at = autofit.analyze(fresh := Idle(), X, base=16, unused="freeze")
+    assert all(p.requires_grad for p in fresh.parameters())
+    names = [n for g in looked_at.param_groups("adam", lr=1.0) for n in g["param_names"]]
+    assert sorted(names) == ["one.bias", "one.weight", "two.bias", "two.weight"]
+
+
+def test_what_was_frozen_is_trained_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autofit.api.verify_values", fail)
+    model = Idle()
+    with pytest.raises(KeyboardInterrupt):
+        autofit.muify(model, X, base=16, unused="freeze")
+    assert all(p.requires_grad for p in model.parameters())
 
 
 class Tied(nn.Module):

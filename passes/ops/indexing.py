@@ -9,6 +9,7 @@ from torch import fx
 from autofit.dims import Cell, Kind
 from autofit.passes.ops.context import Call, Context, Rule
 from autofit.passes.ops.elementwise import tensors
+from autofit.program import op_name
 
 
 def embedding(ctx: Context, node: Call) -> None:
@@ -77,6 +78,16 @@ def gather(ctx: Context, node: Call) -> None:
             ctx.unify(o, b)
 
 
+def take_along_dim(ctx: Context, node: Call) -> None:
+    """x (n, d), i (m, 1) -> (m, d); without a dimension, x is flat."""
+    x, indices, dim = (*node.args, None)[:3]
+    if dim is None:
+        return
+    at = int(dim) % len(ctx[x])
+    ctx.broadcast([c for i, c in enumerate(ctx[node]) if i != at], [c for i, c in enumerate(ctx[x]) if i != at])
+    ctx.broadcast(ctx[node], ctx[indices])
+
+
 def scatter(ctx: Context, node: Call) -> None:
     """x (n, d), i (m, d) -> (n, d): n is an index range."""
     ctx.unify_all(ctx[node], ctx[node.args[0]])
@@ -111,6 +122,16 @@ def index_put(ctx: Context, node: Call) -> None:
             ctx[node][len(used) :],
             ctx[values][-(len(ctx[node]) - len(used)) :] if len(ctx[node]) > len(used) else (),
         )
+
+
+def masked_scatter(ctx: Context, node: Call) -> None:
+    """x (n, d), mask (n, 1), source (m, d) -> (n, d): rows, where the mask is one number for a whole row."""
+    keep_first(ctx, node)
+    mask, source = node.args[1], node.args[2]
+    while isinstance(mask, fx.Node) and mask.op == "call_function" and mask.meta["val"].shape[-1:] != (1,):
+        mask = mask.args[0] if op_name(mask) in ("aten.expand", "aten.expand_as", "aten.to", "aten.clone") else None
+    if isinstance(mask, fx.Node) and mask.meta["val"].shape[-1:] == (1,) and ctx[source]:
+        ctx.unify(ctx[node][-1], ctx[source][-1])
 
 
 def topk(ctx: Context, node: Call) -> None:
@@ -163,9 +184,10 @@ RULES: dict[str, Rule] = {
     "aten.index": index,
     "aten.index_select": index_select,
     "aten.gather": gather,
-    "aten.take_along_dim": gather,
     **{f"aten.{n}": scatter for n in "scatter scatter_add scatter_reduce".split()},
-    **{f"aten.{n}": keep_first for n in "index_add index_copy index_fill masked_scatter slice_scatter".split()},
+    **{f"aten.{n}": keep_first for n in "index_add index_copy index_fill slice_scatter".split()},
+    "aten.masked_scatter": masked_scatter,
+    "aten.take_along_dim": take_along_dim,
     "aten.index_put": index_put,
     "aten.topk": topk,
     "aten.sort": sort,
