@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from autofit.errors import AutofitError, CaptureError, ExampleError
 from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
+from autofit.functional import functionalize
 from autofit.inline import inline
 from autofit.program import Captured, Parameter, Program, describe, storage_key
 from autofit.record import record
@@ -111,6 +112,7 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
         exported = torch.export.export(model, example.args, example.kwargs, strict=False)
     module = exported.graph_module
     inline(module)
+    functionalize(module)
     _refuse_symbolic(module)
     specs = exported.graph_signature.input_specs
     kinds = {s.arg.name: s.kind.name for s in specs}

@@ -21,6 +21,8 @@ STRUCTURAL = frozenset(
 )
 CASTS = frozenset(f"aten.{n}" for n in "to _to_copy type_as float double half bfloat16 dropout".split())
 SUMS = frozenset(f"aten.{n}" for n in "add sub rsub cat stack mean sum".split())
+WRITES = frozenset(f"aten.{n}" for n in "select_scatter slice_scatter diagonal_scatter".split())
+BLANKS = frozenset(f"aten.{n}" for n in "empty zeros empty_like zeros_like new_empty new_zeros".split())
 SCALINGS = frozenset(f"aten.{n}" for n in "mul div true_divide neg".split())
 NORMS = frozenset(
     f"aten.{n}" for n in "layer_norm rms_norm _fused_rms_norm group_norm batch_norm instance_norm rsqrt".split()
@@ -31,7 +33,7 @@ LENGTHS = frozenset(f"aten.{n}" for n in "sqrt norm linalg_norm linalg_vector_no
 
 def is_linear(node: fx.Node) -> bool:
     """Whether an op is linear in its tensor operands, for fixed structure."""
-    return op_name(node) in STRUCTURAL | CASTS | SUMS | SCALINGS
+    return op_name(node) in STRUCTURAL | CASTS | SUMS | SCALINGS | WRITES
 
 
 def flat_cells(value: object) -> Iterator[Cell]:
@@ -156,6 +158,10 @@ class Flow:
             return operands[0], None
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             return self._scaling(node, name)
+        if name in WRITES:
+            operands = [n for n in operands if op_name(n) not in BLANKS]
+            common = operands[0] if len(operands) == 1 else self._common(operands)
+            return (common, None) if common is not None else None
         if name in ("aten.add", "aten.sub", "aten.cat", "aten.stack"):
             if len(operands) < 2 or (name in ("aten.add", "aten.sub") and len(operands) != len(node.args[:2])):
                 return None

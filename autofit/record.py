@@ -11,6 +11,7 @@ from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
 from autofit.examples import Example
+from autofit.functional import functionalize
 from autofit.inline import inline
 from autofit.program import Captured, storage_key
 
@@ -60,6 +61,7 @@ def record(model: nn.Module, example: Example, reason: str) -> Captured:
         _error_on_data_dependent_ops=False,
     )(*held, *(data[i] for i in at))
     inline(module)
+    functionalize(module)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     parameters = {id(tensors[name]) for name, _ in model.named_parameters(remove_duplicate=False)}
     return Captured(

@@ -120,7 +120,8 @@ class Widths:
                     reasons |= {a.serial: f"the other factor of {shown} grows" for a in factor}
         for factors in products:
             if all(a.serial in reasons for f in factors for a in f):
-                for a in self._lead(list(factors), count):
+                alone = [f for f in factors if not _grows_beside(f, products, reasons)]
+                for a in self._lead(alone, count) if alone else ():
                     reasons.pop(a.serial, None)
         return reasons
 
@@ -342,6 +343,18 @@ class Widths:
             return first, first.size
         (name, size), _ = count.most_common(1)[0]
         return next(d for d in dimensions if d.name == name), size
+
+
+def _grows_beside(
+    factor: tuple[Cell, ...], products: Iterable[tuple[tuple[Cell, ...], ...]], reasons: Mapping[int, str]
+) -> bool:
+    """Whether another axis has this factor beside one that grows."""
+    mine = {a.serial for a in factor}
+    return any(
+        any(mine & {a.serial for a in f} for f in factors)
+        and any(a.serial not in reasons and a.serial not in mine for f in factors for a in f)
+        for factors in products
+    )
 
 
 def fold_layers(path: str) -> str:

@@ -84,7 +84,9 @@ class _Placer:
         entering = outer[0]
         on_path = {*site.paths[0], site.node}
         call = set(self.inside[list(site.node.meta["nn_module_stack"])[-1]])
-        readers = [n for n in call if any(i not in call and self._is_data(i) for i in n.all_input_nodes)]
+        readers = [
+            n for n in call if any(i not in call and (self._is_data(i) or i is entering) for i in n.all_input_nodes)
+        ]
         if any(n not in on_path for n in readers) or entering not in {i for n in readers for i in n.all_input_nodes}:
             return None
         return Carrier("input", path)

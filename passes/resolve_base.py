@@ -123,7 +123,7 @@ def _from_mapping(
             raise BaseError(f"base size of {key!r} is {value!r}, not a positive number", where=origin)
     used: set[str] = set()
     sized, missing = [], []
-    names = {n for d in dimensions for n in (d.name, d.label)}
+    names = {d.name if d.name in base else d.label for d in dimensions}
     apart = {k: v for k, v in base.items() if k not in names}
     for d in itertools.chain.from_iterable(_named_parts(d, base, apart) for d in dimensions):
         keys = [k for k in dict.fromkeys((d.name, d.label, *d.aliases)) if k in base]

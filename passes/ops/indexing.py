@@ -106,6 +106,23 @@ def keep_first(ctx: Context, node: Call) -> None:
     ctx.unify_all(ctx[node], ctx[node.args[0]])
 
 
+def put_back(ctx: Context, node: Call) -> None:
+    """x (n, d), part (m, d) -> (n, d): a part of x is another."""
+    keep_first(ctx, node)
+    source = node.args[1]
+    if len(ctx[source]) == len(ctx[node]):
+        for o, b in zip(ctx[node], ctx[source], strict=True):
+            if o.size == b.size:
+                ctx.unify(o, b)
+
+
+def select_scatter(ctx: Context, node: Call) -> None:
+    """x (n, d), row (d) -> (n, d): a row of x is another."""
+    keep_first(ctx, node)
+    dim = int(node.args[2]) % len(ctx[node])
+    ctx.unify_all([c for i, c in enumerate(ctx[node]) if i != dim], ctx[node.args[1]])
+
+
 def index_put(ctx: Context, node: Call) -> None:
     """x (n, d), [i (b)], values (b, d) -> (n, d)."""
     keep_first(ctx, node)
@@ -185,7 +202,9 @@ RULES: dict[str, Rule] = {
     "aten.index_select": index_select,
     "aten.gather": gather,
     **{f"aten.{n}": scatter for n in "scatter scatter_add scatter_reduce".split()},
-    **{f"aten.{n}": keep_first for n in "index_add index_copy index_fill slice_scatter".split()},
+    **{f"aten.{n}": keep_first for n in "index_add index_copy index_fill".split()},
+    **{f"aten.{n}": put_back for n in "slice_scatter diagonal_scatter".split()},
+    "aten.select_scatter": select_scatter,
     "aten.masked_scatter": masked_scatter,
     "aten.take_along_dim": take_along_dim,
     "aten.index_put": index_put,
