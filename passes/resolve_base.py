@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +18,9 @@ from autofit.growth import Dimension, Growth
 from autofit.program import Program, describe, op_name, shape_of
 from autofit.widths import Widths, divide, fold_layers
 
+COPIES = {f"aten.{n}" for n in "contiguous clone alias detach lift_fresh_copy to _to_copy".split()} | {
+    f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async".split()
+}
 ADAPTER = "only trained weights have it, beside frozen ones"
 
 
@@ -242,7 +245,7 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
     ]
     constants = None
     if difference is None:
-        pairs = list(zip(dims.program.graph.nodes, base.dims.program.graph.nodes, strict=True))
+        pairs = list(zip(_telling(dims.program), _telling(base.dims.program), strict=True))
         # data may take other sizes in each model where these depend on values, or where autofit chose them
         free = any(p.recorded or p.inferred for p in (dims.program, base.dims.program))
         for node, other in pairs:
@@ -257,9 +260,9 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
         constants = _constants(pairs, Flow(dims), Flow(base.dims))
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
-    solved = _solve(dims, [*dimensions, *_wide_inputs(dims, base.dims)], sizes)
+    solved, assumed = _solve(dims, [*dimensions, *_wide_inputs(dims, base.dims)], sizes)
     _refuse_other_outputs(solved, main)
-    return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes)
+    return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes + assumed)
 
 
 def _inputs(dims: Dims) -> list[Dimension]:
@@ -296,13 +299,23 @@ def _from_shapes(dims: Dims, dimensions: list[Dimension], main: Dimension, base:
             raise BaseError(f"{p.name} {found} in the base shapes", where=origin)
         cells = dims.of_parameter.get(p.name, ())
         sizes += [(c, s or c.size, p.name) for c, s in zip(cells, base.shapes[name], strict=False)]
-    solved = _solve(dims, dimensions, sizes)
+    solved, assumed = _solve(dims, dimensions, sizes)
     _refuse_other_outputs(solved, main)
-    return Growth(dims, _settle(solved), origin, main.name)
+    return Growth(dims, _settle(solved), origin, main.name, notes=assumed)
 
 
-def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int, str]]) -> list[Dimension]:
-    """Base size of every dimension from base sizes of whole axes."""
+def _solve(
+    dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int, str]]
+) -> tuple[list[Dimension], tuple[str, ...]]:
+    """Base size of every dimension from base sizes of whole axes; notes on what these do not tell.
+
+    Of a product of which the base tells no factor, as of heads x head size, those keep their size that keep it
+    under a number.
+
+    Raises:
+        BaseError: an axis has another size in the base, and is fixed; or a product cannot be told apart.
+    """
+    notes: dict[str, str] = {}
     axes, of_cell = dims.axes, {c: d for d in dimensions for c in d.cells}
     known: dict[int, tuple[int, str]] = {}
 
@@ -324,6 +337,10 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
         for root, size, where in pending:
             if root.kind == "atom":
                 progress |= settle(root, size, where)
+                continue
+            lone = _lone_unknown(axes, root, size, known, of_cell)
+            if lone is not None:
+                progress |= settle(*lone, where)
                 continue
             parts = [p for p in (axes.factors(root) if root.kind == "product" else axes.segments(root)) if p.size]
             total: float = size
@@ -349,9 +366,23 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
                 settle(pending_cell, share, where)
             else:
                 left.append((pending_cell, int(share), where))
-        if not progress:
-            break
+        if not progress and left:
+            kept = _kept_factors(axes, left, known, of_cell)
+            for cell, where in kept:
+                settle(cell, cell.size, where)
+                name = of_cell[cell.serial].name
+                notes[name] = (
+                    f"the base does not tell {name} apart from what it is multiplied with: taken to be the same"
+                )
+            if not kept:
+                break
         pending = left
+    for root, size, where in pending:
+        if size != root.size:
+            raise BaseError(
+                f"{where}: an axis of {axes.show(root)} is {size} in the base, which does not tell its parts apart",
+                todo="pass a base model that runs the same ops, or a mapping with the base size of each dimension",
+            )
     for serial, (size, where) in known.items():
         cell = axes.cells[serial]
         if size != cell.size and serial not in of_cell and cell.size > 1:
@@ -369,7 +400,34 @@ def _solve(dims: Dims, dimensions: list[Dimension], sizes: list[tuple[Cell, int,
         found = {c: sized[c] for c in d.cells if c in sized}
         usual = next(iter(Counter(found.values()).most_common(1)), (d.base, 0))[0]
         resolved += divide(d, {c: found.get(c, usual) for c in d.cells})
-    return resolved
+    return resolved, tuple(notes.values())
+
+
+def _lone_unknown(
+    axes: Axes, root: Cell, size: int, known: dict[int, tuple[int, str]], of_cell: Mapping[int, Dimension]
+) -> tuple[Cell, float] | None:
+    """The only dimension of an axis whose size is not known, and that size, if the axis is linear in it."""
+    unknown = {a.serial: a for a in axes.atoms(root) if a.serial in of_cell and a.serial not in known}
+    if len(unknown) != 1:
+        return None
+    ((serial, atom),) = unknown.items()
+    none, one, two = (_known_size(axes, root, ChainMap({serial: (x, "")}, known), of_cell) or 0 for x in range(3))
+    if two - one != one - none or one == none:
+        return None
+    return atom, (size - none) / (one - none)
+
+
+def _kept_factors(
+    axes: Axes, pending: Iterable[tuple[Cell, int, str]], known: Mapping[int, object], of_cell: Mapping[int, Dimension]
+) -> list[tuple[Cell, str]]:
+    """Factors of unsolved products that keep their size under a number."""
+    return [
+        (atom, where)
+        for root, _, where in pending
+        if root.kind == "product"
+        for atom in axes.atoms(root)
+        if atom.serial in of_cell and atom.serial not in known and not of_cell[atom.serial].grows
+    ]
 
 
 def _refuse_other_outputs(solved: Iterable[Dimension], main: Dimension) -> None:
@@ -385,7 +443,7 @@ def _refuse_other_outputs(solved: Iterable[Dimension], main: Dimension) -> None:
 
 
 def _known_size(
-    axes: Axes, cell: Cell, known: dict[int, tuple[int, str]], of_cell: Mapping[int, Dimension]
+    axes: Axes, cell: Cell, known: Mapping[int, tuple[int, str]], of_cell: Mapping[int, Dimension]
 ) -> float | None:
     root = axes.find(cell)
     if root.kind == "atom":
@@ -439,12 +497,19 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
 
 def first_difference(here: Program, there: Program) -> str | None:
     """The first node at which two programs differ, in words; ``None`` if they run the same ops."""
-    for a, b in zip(here.calls(), there.calls(), strict=False):
-        if op_name(a) != op_name(b) or len(a.all_input_nodes) != len(b.all_input_nodes):
+    ours, theirs = _telling(here), _telling(there)
+    for a, b in zip(ours, theirs, strict=False):
+        calls = a.op == "call_function"
+        if a.op != b.op or (calls and (op_name(a) != op_name(b) or len(a.all_input_nodes) != len(b.all_input_nodes))):
             return f"{describe(a)} here, {describe(b)} in the base"
-    if len(here.graph.nodes) != len(there.graph.nodes):
-        return f"{len(here.graph.nodes)} ops here, {len(there.graph.nodes)} in the base"
+    if len(ours) != len(theirs):
+        return f"{len(ours)} ops here, {len(theirs)} in the base"
     return None
+
+
+def _telling(program: Program) -> list[fx.Node]:
+    """Nodes but for copies and checks, which depend on sizes: one head is contiguous, where two are not."""
+    return [n for n in program.graph.nodes if n.op != "call_function" or op_name(n) not in COPIES]
 
 
 def _constants(

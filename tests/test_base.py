@@ -54,6 +54,56 @@ def test_a_second_model_may_grow_unevenly() -> None:
     assert found["3.weight"] == (4, 2)
 
 
+def _attention_models(width: int) -> dict[str, nn.Module]:
+    vocabulary = {"vocab_size": 307, "bos_token_id": 0, "eos_token_id": 0}
+    gpt2 = transformers.GPT2Config(n_embd=width, n_head=width // 16, n_layer=2, **vocabulary)
+    sizes = {"hidden_size": width, "num_attention_heads": width // 16, "intermediate_size": 2 * width}
+    llama = transformers.LlamaConfig(**sizes, num_key_value_heads=width // 32, num_hidden_layers=2, **vocabulary)
+    return {"gpt2": transformers.GPT2LMHeadModel(gpt2), "llama": transformers.LlamaForCausalLM(llama)}
+
+
+class OneMore(nn.Module):
+    """A model that runs one op more."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(input_ids, use_cache=False).logits
+        return logits.abs() if self.inner.config.hidden_size < 128 else logits
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("told", ["shapes", "another program"])
+def test_heads_that_only_the_product_with_their_size_tells(family: str, told: str, tmp_path: Path) -> None:
+    """Weights' shapes hold heads x head size alone: the head size is taken to be the same, and said to be."""
+    model, base = (OneMore(_attention_models(width)[family]) for width in (128, 64))
+    ids = torch.zeros(3, 17, dtype=torch.long)
+    expected = autofit.analyze(model.inner, {"input_ids": ids}, base=base.inner)
+    chosen: Any = base
+    if told == "shapes":
+        chosen = tmp_path / "base.bsh"
+        chosen.write_text(json.dumps({n: list(p.shape) for n, p in base.named_parameters()}))
+    found = autofit.analyze(model, ids, base=chosen)
+    for name, p in expected.plan.parameters.items():
+        q = found.plan.parameters[f"inner.{name}"]
+        assert (q.role, q.r_in, q.r_out) == (p.role, p.r_in, p.r_out), name
+    assert any("head_dim" in n and "taken to be the same" in n for n in found.plan.notes)
+
+
+def test_another_head_size_that_shapes_cannot_tell_is_refused(tmp_path: Path) -> None:
+    model = _attention_models(128)["gpt2"]
+    file = tmp_path / "base.bsh"
+    file.write_text(
+        json.dumps(
+            {n: [72 * s // 128 if s in (128, 384, 512) else s for s in p.shape] for n, p in model.named_parameters()}
+        )
+    )
+    with pytest.raises(autofit.BaseError, match="cannot be divided in the base"):
+        autofit.analyze(model, base=file)
+
+
 def test_a_mapping_and_a_saved_base(tmp_path: Path) -> None:
     mu = autofit.analyze(mlp(), X, base=16)
     assert ratios(mlp(), mu.base()) == EXPECTED
