@@ -79,17 +79,6 @@ def _positioned_patches(model: Any) -> dict[str, Any]:
     return {"pixel_values": patches, "pixel_position_ids": places.expand(BATCH, -1, -1).clone()}
 
 
-def _shaped_patches(model: Any) -> dict[str, Any]:
-    """Flat patches, the ones that count, and the shape of each image."""
-    patches = _floats(BATCH, 35, 3 * model.config.patch_size**2)
-    shapes = torch.tensor([[5, 7]]).expand(BATCH, 2).clone()
-    return {
-        "pixel_values": patches,
-        "pixel_attention_mask": torch.ones(BATCH, 35, dtype=torch.long),
-        "spatial_shapes": shapes,
-    }
-
-
 def _packed_patches(model: Any) -> dict[str, Any]:
     """The patches of one image side by side, with its height and width in patches."""
     size = model.config.patch_size
@@ -134,16 +123,6 @@ def _numbered_patches(model: Any) -> dict[str, Any]:
     patches[:, :, 0] = torch.arange(17) // 5 + 1
     patches[:, :, 1] = torch.arange(17) % 5 + 1
     return {"flattened_patches": patches, "decoder_input_ids": torch.zeros(BATCH, 19, dtype=torch.long)}
-
-
-def _clip_and_text(model: Any) -> dict[str, Any]:
-    """A clip and a sentence about it."""
-    size = model.config.max_img_size
-    return {
-        "pixel_values": _floats(BATCH, 5, 3, size, size),
-        "input_ids": torch.zeros(BATCH, 17, dtype=torch.long),
-        "attention_mask": torch.ones(BATCH, 17, dtype=torch.long),
-    }
 
 
 def _image_and_depth(model: Any) -> dict[str, Any]:
@@ -195,11 +174,9 @@ EXAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "rt_detr": _image(96, 128),
     "rt_detr_v2": _image(96, 128),
     "seggpt": _prompted_by_image,
-    "siglip2_vision_model": _shaped_patches,
     "superglue": _pairs,
     "superpoint": _image(96, 128),
     "timesformer": _clip("pixel_values", "num_frames", "image_size"),
-    "tvp": _clip_and_text,
     "video_llama_3_vision": _merged_patches,
     "videomae": _masked_clip,
     "videomt": _frames,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any
 
 import examples_audio
+import examples_multimodal
 import examples_text
 import examples_vision
 import torch
@@ -14,16 +14,8 @@ import torch
 
 def example_for(model: Any) -> Any:
     """Arguments for one call, or ``None`` where autofit infers the example."""
-    for find in (examples_text.example_for, examples_vision.example_for, examples_audio.example_for):
-        found = find(model)
-        if found is not None:
-            return found
-    for number in range(1, 5):
-        try:
-            find = __import__(f"examples_mm{number}").example_for
-        except ImportError:
-            continue
-        found = find(model)
+    for known in (examples_text, examples_vision, examples_audio, examples_multimodal):
+        found = known.example_for(model)
         if found is not None:
             return found
     wanted = inspect.signature(model.forward).parameters
@@ -32,9 +24,7 @@ def example_for(model: Any) -> Any:
     if "grid_thw" in wanted and hasattr(model.config, "patch_size"):
         pixels, grid = _grid(model.config)
         return {next(iter(wanted)): pixels, "grid_thw": grid}
-    if "pixel_values" in wanted and "input_ids" in wanted and _image_token(model.config) is not None:
-        return _image_and_tokens(model)
-    return None
+    return examples_multimodal.beside_text_for(model)
 
 
 def _grid(vision: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +42,7 @@ def _patches(model: Any, wanted: Any) -> dict[str, Any]:
     vision = config.vision_config
     pixels, grid = _temporal_grid(vision) if hasattr(vision, "patch_temporal") else _grid(vision)
     ids = torch.zeros(1, 17, dtype=torch.long)
-    ids[0, 3:7] = _image_token(config)
+    ids[0, 3:7] = examples_multimodal.image_token(config)
     kinds = (ids != 0).long()
     speech = _speech(config, wanted)
     if speech:
@@ -80,43 +70,3 @@ def _speech(config: Any, wanted: Any) -> dict[str, torch.Tensor]:
     if "input_values" in wanted and hasattr(audio, "samples_per_token"):
         return {"input_values": torch.zeros(1, 3 * audio.samples_per_token)}
     return {}
-
-
-def _image_token(config: Any) -> int | None:
-    for name in ("image_token_id", "image_token_index", "image_pad_token_id"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
-    return None
-
-
-def _image_and_tokens(model: Any) -> dict[str, Any] | None:
-    """One image; the model's own complaint says how many places its features need."""
-    vision = getattr(model.config, "vision_config", model.config)
-    size = getattr(vision, "image_size", None) or 64
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    example = {"input_ids": torch.zeros(1, 17, dtype=torch.long), "pixel_values": torch.zeros(1, 3, height, width)}
-    try:
-        with torch.no_grad():
-            model(**example)
-    except ValueError as error:
-        found = re.search(r"features:? ?(\d+)", str(error))
-        if not found:
-            return None
-        count = int(found[1])
-        text = getattr(model.config, "text_config", model.config)
-        for places in {count, count // max(int(getattr(text, "hidden_size", 1)), 1)}:
-            ids = torch.zeros(1, places + 13, dtype=torch.long)
-            ids[0, 3 : places + 3] = _image_token(model.config)
-            kinds = (ids == _image_token(model.config)).long()
-            trial = {**example, "input_ids": ids}
-            if "token_type_ids" in inspect.signature(model.forward).parameters:
-                trial["token_type_ids"] = kinds
-            try:
-                with torch.no_grad():
-                    model(**trial)
-                return trial
-            except (ValueError, RuntimeError):
-                continue
-    except Exception:
-        return None
-    return None
