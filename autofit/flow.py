@@ -152,7 +152,7 @@ class Flow:
         operands = [n for n in node.all_input_nodes if _is_float(n)]
         if name == "getitem" or name in STRUCTURAL or name in CASTS:
             return (operands[0], None) if operands else None
-        if name in ("aten.mean", "aten.sum") and len(operands) == 1:
+        if name in ("aten.mean", "aten.sum", "aten.cat", "aten.stack") and len(operands) == 1:
             return operands[0], None
         if name == "aten.neg":
             return operands[0], None
