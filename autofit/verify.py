@@ -116,7 +116,8 @@ def _scale(flow: Flow, node: fx.Node, kind: str) -> float:
     """All scalar factors on the paths of one site, multiplied."""
     factors: list[Factor] = []
     if kind != "embedding":
-        operands = [n for n in node.all_input_nodes if flow.dims.origin.get(n.name) == "data"]
+        data = [n for n in node.all_input_nodes if flow.dims.origin.get(n.name) == "data"]
+        operands = data or [n for n in node.all_input_nodes if n.op == "call_function"]  # of learned queries
         for operand in operands[: 2 if kind == "attention" else 1]:
             factors += flow.upstream(operand).factors
     factors += flow.downstream(node)[1]

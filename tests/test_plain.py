@@ -416,3 +416,90 @@ def test_a_projection_of_constants_is_hidden() -> None:
     found = autofit.analyze(Sines(64), torch.zeros(2, 7, 5), base=Sines(32))
     place = found.plan.parameters["place.weight"]
     assert (place.role, place.r_in, place.r_out) == ("hidden", 2, 2)
+
+
+class Streams(nn.Module):
+    """Hyper-connections: four residual streams, mixed by weights that are computed from them."""
+
+    def __init__(self, width: int = 64, streams: int = 4) -> None:
+        super().__init__()
+        self.streams = streams
+        self.embed = nn.Embedding(31, width)
+        self.mix = nn.ModuleList([nn.Linear(streams * width, (2 + streams) * streams) for _ in range(2)])
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.head = nn.Linear(width, 31)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        n = self.streams
+        x = self.embed(ids).unsqueeze(-2).expand(-1, -1, n, -1)
+        for mix, layer in zip(self.mix, self.layers, strict=True):
+            pre, post, comb = mix(F.rms_norm(x.flatten(-2), [x[0, 0].numel()])).split([n, n, n * n], -1)
+            inner = torch.relu(layer((pre.sigmoid().unsqueeze(-1) * x).sum(-2)))
+            comb = comb.unflatten(-1, (n, n)).softmax(-1)
+            x = post.sigmoid().unsqueeze(-1) * inner.unsqueeze(-2) + comb.transpose(-1, -2) @ x
+        return self.head(x.mean(-2))
+
+
+@pytest.mark.parametrize("base", [16, "second"])
+def test_streams_beside_a_width_do_not_grow(base: int | str) -> None:
+    plan = autofit.analyze(
+        Streams(), torch.zeros(3, 7, dtype=torch.long), base=Streams(16) if base == "second" else base
+    ).plan
+    found = {n: (p.role, p.r_in, p.r_out) for n, p in plan.parameters.items() if n.endswith("weight")}
+    assert found == {
+        "embed.weight": ("input", 1, 4),
+        "mix.0.weight": ("output", 4, 1),
+        "mix.1.weight": ("output", 4, 1),
+        "layers.0.weight": ("hidden", 4, 4),
+        "layers.1.weight": ("hidden", 4, 4),
+        "head.weight": ("output", 4, 1),
+    }
+
+
+class Placed(nn.Module):
+    """An image's features take the places of some tokens, and are sorted by a score."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.embed, self.see = nn.Embedding(31, width), nn.Linear(10, width)
+        self.score, self.head = nn.Linear(width, 1), nn.Linear(width, 31)
+
+    def forward(self, ids: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        x = x.masked_scatter((ids == 0).unsqueeze(-1).expand_as(x), self.see(image))
+        order = self.score(x).argsort(1)
+        return self.head(torch.take_along_dim(x, order, dim=1))
+
+
+def test_features_put_among_tokens_are_as_wide() -> None:
+    """Nothing but the place they are put in says how wide the features are."""
+    example = (torch.zeros(1, 7, dtype=torch.long), torch.zeros(7, 10))
+    found = autofit.analyze(Placed(61), example, base=61 / 4).plan
+    assert found.parameters["see.weight"].r_out == 4
+    assert found.parameters["head.weight"].role == "output"
+    assert found.base == {"embed": 61 / 4}
+
+
+class Queries(nn.Module):
+    """Learned queries, the first prediction made before any data is seen, and a readout shared by all rounds."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.see, self.queries = nn.Linear(10, width), nn.Parameter(torch.randn(5, width))
+        self.norm, self.update = nn.LayerNorm(width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        queries = self.norm(self.queries).expand(len(x), -1, -1)
+        first = self.head(queries)
+        queries = queries + self.update(torch.relu(self.see(x))).unsqueeze(1)
+        return first, self.head(torch.stack([self.norm(queries)]).squeeze(0))
+
+
+def test_a_readout_of_learned_queries() -> None:
+    model, plain, x = Queries(), Queries(), torch.randn(7, 10)
+    plain.load_state_dict(model.state_dict())
+    autofit.muify(model, torch.zeros(7, 10), base=16, init="keep")
+    plain.head.weight.data /= 4
+    for a, b in zip(model(x), plain(x), strict=True):
+        torch.testing.assert_close(a, b)
