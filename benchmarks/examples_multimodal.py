@@ -491,6 +491,7 @@ EXAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "pp_ocrv5_server_det": _halved_image,
     "pp_ocrv6_medium_det": _halved_image,
     "pp_ocrv6_small_det": _halved_image,
+    "sam3": _boxed,
     "sam3_lite_text": _boxed,
     "siglip2": _shaped_patches,
     "siglip2_vision_model": _shaped_patches,
