@@ -35,7 +35,8 @@ def _ids(*shape: int) -> torch.Tensor:
 def image_token(config: Any) -> int | None:
     """Token in whose place a feature of an image goes."""
     names = ("image_token_id", "image_token_index", "image_pad_token_id", "media_placeholder_token_id")
-    found = (getattr(part, name, None) for part in _configs(config) for name in names)
+    found = [getattr(part, name, None) for part in _configs(config) for name in names]
+    found += [(getattr(part, "vocabulary_map", None) or {}).get("<image>") for part in _configs(config)]
     return next((token for token in found if isinstance(token, int)), None)
 
 
@@ -451,6 +452,8 @@ def _crops_and_sound(model: Any) -> dict[str, Any]:
 EXAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "blip_2_qformer": _queries,
     "colmodernvbert": several(1),
+    "emu3": sized,
+    "granite4_vision": in_tiles(5),
     "deepseek_vl_hybrid": _two_resolutions,
     "diffusion_gemma": _placed_patches,
     "dots3_note": _patches_and_chunks,

@@ -38,11 +38,13 @@ def _grid(vision: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _patches(model: Any, wanted: Any) -> dict[str, Any]:
     """Flat patches of an image, and speech where the model hears, each with its places among the tokens."""
-    config = model.config
+    config = getattr(model.config, "vlm_config", model.config)
     vision = config.vision_config
     pixels, grid = _temporal_grid(vision) if hasattr(vision, "patch_temporal") else _grid(vision)
     ids = torch.zeros(1, 17, dtype=torch.long)
     ids[0, 3:7] = examples_multimodal.image_token(config)
+    if config is not model.config:
+        pixels = pixels[None]
     kinds = (ids != 0).long()
     speech = _speech(config, wanted)
     if speech:

@@ -352,6 +352,11 @@ def _solve(
                 else:
                     total = total / value if root.kind == "product" else total - value
             if not unknown:
+                if total != (root.kind == "product"):
+                    raise BaseError(
+                        f"{where}: an axis of {axes.show(root)} is {size} in the base, where its parts do not make that",
+                        todo="check that the base is the same architecture; if it is, please report this model",
+                    )
                 continue
             same = {axes.find(u).serial for u in unknown}
             if len(same) == 1 and root.kind == "cat":
@@ -420,14 +425,20 @@ def _lone_unknown(
 def _kept_factors(
     axes: Axes, pending: Iterable[tuple[Cell, int, str]], known: Mapping[int, object], of_cell: Mapping[int, Dimension]
 ) -> list[tuple[Cell, str]]:
-    """Factors of unsolved products that keep their size under a number."""
-    return [
-        (atom, where)
+    """Factors that keep their size under a number, of the unsolved product that has the fewest such.
+
+    The rest follows from these: of key-value heads x head size, and these x queries for each, the head size.
+    """
+    found = [
+        [
+            (atom, where)
+            for atom in axes.atoms(root)
+            if atom.serial in of_cell and atom.serial not in known and not of_cell[atom.serial].grows
+        ]
         for root, _, where in pending
         if root.kind == "product"
-        for atom in axes.atoms(root)
-        if atom.serial in of_cell and atom.serial not in known and not of_cell[atom.serial].grows
     ]
+    return min(filter(None, found), key=len, default=[])
 
 
 def _refuse_other_outputs(solved: Iterable[Dimension], main: Dimension) -> None:

@@ -190,6 +190,24 @@ def test_a_base_whose_axes_do_not_match_is_a_disagreement() -> None:
         autofit.analyze(Residual(32, 32), X, base=Residual(8, 1))
 
 
+def test_a_base_whose_parts_do_not_make_the_whole(tmp_path: Path) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(10, 32), nn.Linear(10, 48), nn.Linear(80, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.cat([self.one(x), self.two(x)], 1))
+
+    shapes = "one.weight: [8, null]\none.bias: [8]\ntwo.weight: [12, null]\ntwo.bias: [12]\nout.bias: [null]\n"
+    file = tmp_path / "base.bsh"
+    file.write_text(shapes + "out.weight: [null, 20]\n")
+    assert ratios(Joined(), file)["out.weight"] == (4, 1)
+    file.write_text(shapes + "out.weight: [null, 24]\n")
+    with pytest.raises(autofit.BaseError, match="is 24 in the base, where its parts do not make that"):
+        autofit.analyze(Joined(), X, base=file)
+
+
 @pytest.mark.parametrize(
     ("base", "message"),
     [
