@@ -67,6 +67,7 @@ class Widths:
                 "taps",
                 todo="check that the example reaches the layers with parameters",
             )
+        dimensions = self._single_heads(dimensions)
         ends, clash = self.open_ends(dimensions, self.main(dimensions)[0])
         main, size = self.main(dimensions + ends)
         return dimensions + ends, main, size, clash
@@ -186,6 +187,21 @@ class Widths:
             found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials, paths=paths))
         return _unique_names(found)
 
+    def _single_heads(self, dimensions: list[Dimension]) -> list[Dimension]:
+        """Whole axes that are summed only between activations follow the width they equal, as `open_ends` do.
+
+        A head size is kept because the number of heads beside it grows; beside a single head nothing does.
+        """
+        leaders, _ = self._whole_axes(dimensions)
+        shared = {a.serial for factors in self.products() for f in factors for a in f}
+        whole = {root.serial for u in self.dims.uses for c, k in u.cells if k == "out" for root in [self.axes.find(c)]}
+        return [
+            replace(d, grows=True, follows=leaders[d.size], reason=f"{d.reason}, as wide as {leaders[d.size]}")
+            if not d.grows and d.size in leaders and d.cells <= whole - shared
+            else d
+            for d in dimensions
+        ]
+
     def open_ends(self, dimensions: list[Dimension], main: Dimension) -> tuple[list[Dimension], dict[str, str]]:
         """Axes that a weight gives and nothing contracts, or contracts and no weight gives: they follow the width
         they equal, and are fixed where they equal none.
@@ -203,18 +219,21 @@ class Widths:
         known: set[int] = set()
         for name, cells in self.dims.of_parameter.items():
             for cell in cells:
-                product = self.axes.find(cell).kind == "product"
-                atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and not (product and a.fixed)]
+                kind = self.axes.find(cell).kind
+                product = kind == "product"
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and (kind == "atom" or not a.fixed)]
                 if not atoms or atoms[0].serial in known or not all(self._is_loose(a) for a in atoms):
                     continue
                 if len({a.size for a in atoms}) > 1 or (len(atoms) > 1 and product):
                     continue
-                size = atoms[0].size if product else cell.size
+                own = {a.serial for a in atoms}  # numbers that an axis has beside features are no part of its width
+                parts = [p for p in self.axes.segments(cell) if own & {a.serial for a in self.axes.atoms(p)}]
+                size = atoms[0].size if product else sum(p.size for p in parts)
                 leader = leaders.get(size, "")
                 known |= {a.serial for a in atoms}
                 label = name.rpartition(".")[0] or name
-                kind, reason = self._end(atoms[0])
-                label += kind if kind == "[in]" or label in taken else ""
+                end, reason = self._end(atoms[0])
+                label += end if end == "[in]" or label in taken else ""
                 label = f"{name}[{cells.index(cell)}]" if label in found else label
                 reason += f", as wide as {leader}" if leader else ""
                 one = max(a.size for a in atoms)

@@ -32,6 +32,7 @@ EXCEPTIONS = tomllib.loads((Path(__file__).parent / "shrink.toml").read_text())
 
 def shrink(config: Any, width: int) -> None:
     """Shrink a configuration in place; ``width`` is 64 for the model and 32 for its base."""
+    _replace_backbone(config)
     parts = list(_parts(config))
     main = max((_hidden(p) for p in parts), default=64)
     for part in parts:
@@ -42,6 +43,15 @@ def shrink(config: Any, width: int) -> None:
         for key, value in EXCEPTIONS.get(part.model_type, {}).items():
             if key != "reason":
                 _assign(part, key, value, width)
+
+
+def _replace_backbone(config: Any) -> None:
+    """timm's backbones take no widths from a configuration; those of transformers do."""
+    named = getattr(getattr(config, "backbone_config", None), "backbone", None) or ""
+    if named.startswith("resnet"):
+        from transformers import ResNetConfig
+
+        config.backbone_config = ResNetConfig(out_indices=config.backbone_config.out_indices)
 
 
 def _parts(config: Any) -> Any:

@@ -160,6 +160,7 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
         row["stage"] = "static"
         alone = autofit.analyze(model, example, base=second.base(), **OPTIONS)
         row["disagree"] = list(differences(alone, second))
+        row["by_number"] = list(differences(_by_number(number, smaller, second, model, example), second))[:5]
     row["stage"] = "identity"
     inputs = normal_inputs(model, example)
     training = model.training
@@ -177,6 +178,15 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     after = outputs(muified.model.eval(), inputs)
     row["forward"] = len(after) == len(before) and all(a.shape == b.shape for a, b in zip(after, before, strict=True))
     row["stage"] = "done"
+
+
+def _by_number(number: Any, base: float, second: Any, model: Any, example: Any) -> Any:
+    """The plan from one number, at the ratio that the second model's main dimension has."""
+    import autofit
+
+    (main,) = (d for d in number.roles.growth.dimensions if d.name == number.roles.growth.main)
+    ratio = next((d.ratio for d in second.roles.growth.dimensions if d.label == main.label), main.ratio)
+    return number if ratio == main.ratio else autofit.analyze(model, example, base=base * main.ratio / ratio, **OPTIONS)
 
 
 def differences(static: Any, differential: Any) -> Iterator[str]:
@@ -328,9 +338,12 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {tools}."
     yield "Models are shrunk to width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
+    yield "*Agree*: the plan from one model and the base sizes of its dimensions is that from two models, for every"
+    yield "parameter and multiplier. *By number*: so is the plan from one model and one number."
     yield ""
-    yield "| source | types | no model class | not built | examined | planned | agree | forward | identity | crashes |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    columns = "types|no model class|not built|examined|planned|agree|by number|forward|identity|crashes".split("|")
+    yield f"| source | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
     for source in SOURCES:
         mine = [r for (s, _), r in rows.items() if s == source]
         if mine:
@@ -379,6 +392,7 @@ def _summary(source: str, rows: list[dict[str, Any]]) -> str:
         len(examined),
         f"{len(made)} ({len(made) / max(len(examined), 1):.1%})",
         _of(sum(r.get("disagree") == [] for r in made), sum(r.get("second") != "none" for r in made), len(made)),
+        _of(sum(r.get("by_number") == [] for r in made), sum(r.get("second") != "none" for r in made), len(made)),
         sum(r.get("forward", False) for r in made),
         sum(r.get("identity", False) for r in made),
         sum(bool(r.get("crash")) for r in examined),

@@ -338,31 +338,32 @@ def _solve(
             if root.kind == "atom":
                 progress |= settle(root, size, where)
                 continue
-            lone = _lone_unknown(axes, root, size, known, of_cell)
-            if lone is not None:
-                progress |= settle(*lone, where)
+            unknown, ratio = _unknown(axes, root, size, known, of_cell)
+            if len(unknown) == 1:
+                progress |= settle(unknown[0], ratio * unknown[0].size, where)
                 continue
             parts = [p for p in (axes.factors(root) if root.kind == "product" else axes.segments(root)) if p.size]
             total: float = size
-            unknown = []
+            open_parts = []
             for p in parts:
                 value = _known_size(axes, p, known, of_cell)
                 if value is None:
-                    unknown.append(p)
+                    open_parts.append(p)
                 else:
                     total = total / value if root.kind == "product" else total - value
-            if not unknown:
+            if not open_parts:
                 if total != (root.kind == "product"):
                     raise BaseError(
-                        f"{where}: an axis of {axes.show(root)} is {size} in the base, where its parts do not make that",
+                        f"{where}: an axis of {axes.show(root)} is {size} in the base, where its parts do not make "
+                        "that",
                         todo="check that the base is the same architecture; if it is, please report this model",
                     )
                 continue
-            same = {axes.find(u).serial for u in unknown}
+            same = {axes.find(u).serial for u in open_parts}
             if len(same) == 1 and root.kind == "cat":
-                pending_cell, share = axes.find(unknown[0]), total / len(unknown)
-            elif len(unknown) == 1:
-                pending_cell, share = axes.find(unknown[0]), total
+                pending_cell, share = axes.find(open_parts[0]), total / len(open_parts)
+            elif len(open_parts) == 1:
+                pending_cell, share = axes.find(open_parts[0]), total
             else:
                 left.append((root, size, where))
                 continue
@@ -371,6 +372,15 @@ def _solve(
                 settle(pending_cell, share, where)
             else:
                 left.append((pending_cell, int(share), where))
+        if not progress:
+            for root, size, where in left:
+                unknown, ratio = _unknown(axes, root, size, known, of_cell)
+                names = list(dict.fromkeys(of_cell[a.serial].name for a in unknown))
+                if len(names) > 1:
+                    apart = f"the base does not tell {names[0]} apart from {names[1]}"
+                    notes[names[0]] = f"{apart}, which it is joined with: taken to grow alike"
+                for atom in unknown:
+                    progress |= settle(atom, ratio * atom.size, where)
         if not progress and left:
             kept = _kept_factors(axes, left, known, of_cell)
             for cell, where in kept:
@@ -408,18 +418,18 @@ def _solve(
     return resolved, tuple(notes.values())
 
 
-def _lone_unknown(
+def _unknown(
     axes: Axes, root: Cell, size: int, known: dict[int, tuple[int, str]], of_cell: Mapping[int, Dimension]
-) -> tuple[Cell, float] | None:
-    """The only dimension of an axis whose size is not known, and that size, if the axis is linear in it."""
+) -> tuple[list[Cell], float]:
+    """Cells of an axis whose base size is not known, and their common ratio to it, if the axis is linear in that."""
     unknown = {a.serial: a for a in axes.atoms(root) if a.serial in of_cell and a.serial not in known}
-    if len(unknown) != 1:
-        return None
-    ((serial, atom),) = unknown.items()
-    none, one, two = (_known_size(axes, root, ChainMap({serial: (x, "")}, known), of_cell) or 0 for x in range(3))
-    if two - one != one - none or one == none:
-        return None
-    return atom, (size - none) / (one - none)
+    none, one, two = (
+        _known_size(axes, root, ChainMap({s: (x * a.size, "") for s, a in unknown.items()}, known), of_cell) or 0
+        for x in range(3)
+    )
+    if not unknown or two - one != one - none:
+        return [], 0
+    return list(unknown.values()), (size - none) / (one - none)
 
 
 def _kept_factors(
