@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -216,45 +216,38 @@ class Widths:
         leaders, fixed = self._whole_axes([*dimensions, main])
         taken = {n for d in dimensions for n in (d.name, d.label)}
         found: dict[str, tuple[Dimension, int]] = {}
+        for name, axis, atoms, size in self._loose_ends():
+            leader = leaders.get(size, "")
+            label = name.rpartition(".")[0] or name
+            end, reason = self._end(atoms[0])
+            label += end if end == "[in]" or label in taken else ""
+            label = f"{name}[{axis}]" if label in found else label
+            reason += f", as wide as {leader}" if leader else ""
+            one = max(a.size for a in atoms)
+            members = frozenset(a.serial for a in atoms)
+            output = "output" in self.kinds.get(atoms[0].serial, ())
+            grows = bool(leader)
+            found[label] = Dimension(label, label, (), one, float(one), grows, reason, members, leader, output), size
+        clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
+        return [end for end, _ in found.values()], clash
+
+    def _loose_ends(self) -> Iterator[tuple[str, int, list[Cell], int]]:
+        """Parameter, axis, loose cells of one size, and how many elements wide these are, each cell once."""
         known: set[int] = set()
         for name, cells in self.dims.of_parameter.items():
-            for cell in cells:
+            for axis, cell in enumerate(cells):
                 kind = self.axes.find(cell).kind
-                product = kind == "product"
                 atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and (kind == "atom" or not a.fixed)]
-                if not atoms or atoms[0].serial in known or not all(self._is_loose(a) for a in atoms):
-                    continue
-                if len({a.size for a in atoms}) > 1 or (len(atoms) > 1 and product):
+                if not all(self._is_loose(a) for a in atoms):
                     continue
                 own = {a.serial for a in atoms}  # numbers that an axis has beside features are no part of its width
                 parts = [p for p in self.axes.segments(cell) if own & {a.serial for a in self.axes.atoms(p)}]
-                size = atoms[0].size if product else sum(p.size for p in parts)
-                leader = leaders.get(size, "")
-                known |= {a.serial for a in atoms}
-                label = name.rpartition(".")[0] or name
-                end, reason = self._end(atoms[0])
-                label += end if end == "[in]" or label in taken else ""
-                label = f"{name}[{cells.index(cell)}]" if label in found else label
-                reason += f", as wide as {leader}" if leader else ""
-                one = max(a.size for a in atoms)
-                members = frozenset(a.serial for a in atoms)
-                found[label] = (
-                    Dimension(
-                        label,
-                        label,
-                        (),
-                        one,
-                        float(one),
-                        bool(leader),
-                        reason,
-                        members,
-                        leader,
-                        "output" in self.kinds.get(atoms[0].serial, ()),
-                    ),
-                    size,
-                )
-        clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
-        return [end for end, _ in found.values()], clash
+                whole = sum(p.size for p in parts)
+                ends = [([a], a.size) for a in atoms] if kind == "product" else [(atoms, whole)]
+                for members, size in ends:
+                    if len({a.size for a in members}) == 1 and members[0].serial not in known:
+                        known |= {a.serial for a in members}
+                        yield name, axis, members, size
 
     def _variable_size(self, cell: Cell, variable: set[int]) -> int:
         root = self.axes.find(cell)

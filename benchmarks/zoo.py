@@ -138,6 +138,9 @@ def _examine(row: dict[str, Any], build: Callable[[int], tuple[Any, Any]]) -> No
     import autofit
 
     model, example = build(64)
+    if type(model).forward is torch.nn.Module.forward:
+        row["stage"] = "no forward"
+        return
     pair = getattr(build, "base", True)  # whether there is a second, narrower model
     if pair:
         base = build(32)
@@ -321,7 +324,7 @@ def portable(text: str) -> str:
 
 def buildable(row: dict[str, Any]) -> bool:
     """Whether there was a model to examine."""
-    return row["stage"] not in ("no model class", "build")
+    return row["stage"] not in ("no model class", "no forward", "build")
 
 
 def planned(row: dict[str, Any]) -> bool:
@@ -338,10 +341,11 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {tools}."
     yield "Models are shrunk to width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
+    yield "*No model*: no Auto class takes the type, or its class has no forward of its own."
     yield "*Agree*: the plan from one model and the base sizes of its dimensions is that from two models, for every"
     yield "parameter and multiplier. *By number*: so is the plan from one model and one number."
     yield ""
-    columns = "types|no model class|not built|examined|planned|agree|by number|forward|identity|crashes".split("|")
+    columns = "types|no model|not built|examined|planned|agree|by number|forward|identity|crashes".split("|")
     yield f"| source | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
     for source in SOURCES:
@@ -387,7 +391,7 @@ def _summary(source: str, rows: list[dict[str, Any]]) -> str:
     made = [r for r in examined if planned(r)]
     counts = (
         len(rows),
-        sum(r["stage"] == "no model class" for r in rows),
+        sum(r["stage"].startswith("no ") for r in rows),
         sum(r["stage"] == "build" for r in rows),
         len(examined),
         f"{len(made)} ({len(made) / max(len(examined), 1):.1%})",

@@ -144,12 +144,13 @@ class MakePlan:
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
             target = power(rule.init, r.r_in, r.r_out)
-            factor = law.growth * target * fold
-            factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # roots and powers leave a rest
+            factor = law.growth * target
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
             factor = 1.0  # gains around one, decay rates: not a draw around zero
+        factor *= fold
+        factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # roots and powers leave a rest
         return ParameterPlan(
             name=r.parameter.name,
             names=r.parameter.names,

@@ -55,12 +55,13 @@ class _Placer:
                 self.inside.setdefault(key, []).append(node)
 
     def place(self, site: Site) -> None:
-        """Nearest carrier, in the order input of the site's module, output upstream, key, weight, shared output."""
+        """Nearest carrier: input of the site's module, output upstream, key, weight, learned scale, shared output."""
         found = (
             (self.module_input(site) if site.kind == "readout" else None)
             or self.module_output(site)
             or (self.key_input(site) if site.kind == "attention" else None)
             or self.weight(site)
+            or self.learned_scale(site)
             or self.outputs(site)
         )
         if found is None and (shared := self.shared_output(site)) is not None:
@@ -275,12 +276,32 @@ class _Placer:
                 return Carrier("weight", first.parameter, (), tuple(u.parameter for u in rest))
         return None
 
+    def learned_scale(self, site: Site) -> Carrier | None:
+        """A parameter that multiplies what this site gives and is used nowhere else, as a learned temperature is."""
+        value = site.node
+        while len(value.users) == 1 and (_moves(user := next(iter(value.users))) or _scales(user)):
+            value = user
+        if len(value.users) != 1 or op_name(product := next(iter(value.users))) != "aten.mul":
+            return None
+        uses = [u for u in self.dims.uses if u.node is product]
+        if len(uses) != 1 or sum(v.parameter == uses[0].parameter for v in self.dims.uses) != 1:
+            return None
+        (factor,) = (n for n in product.all_input_nodes if n is not value)
+        while factor.op == "call_function" and _moves(factor) and len(factor.users) == 1:
+            (factor,) = factor.all_input_nodes
+        return Carrier("weight", uses[0].parameter) if factor.op != "call_function" else None
+
 
 def _moves(node: fx.Node) -> bool:
     """Whether an op only moves elements, given one tensor."""
     name = op_name(node)
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor | tuple | list)]
     return (name in STRUCTURAL | CASTS or name == "getitem") and len(tensors) == 1
+
+
+def _scales(node: fx.Node) -> bool:
+    """Whether an op multiplies one tensor by a number."""
+    return op_name(node) in ("aten.mul", "aten.div") and node.all_input_nodes == [node.args[0]]
 
 
 def _evaluate(node: fx.Node, operand: fx.Node, value: Any) -> Any:

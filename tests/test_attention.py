@@ -344,3 +344,39 @@ def test_all_terms_carry_the_factor(stacked: bool) -> None:
     mu = autofit.muify(model, x, base=Summed(32, stacked), init="keep")
     assert [str(s.carrier) for s in mu.plan.sites] == ["output parts.0 and 1 more", "input last"]
     torch.testing.assert_close(model(x) - model.last.bias, (expected(x) - expected.last.bias) / 2)
+
+
+class Compared(nn.Module):
+    """Two towers that give their features and a learned scale of the features' product."""
+
+    def __init__(self, width: int, factor: float = 1.0) -> None:
+        super().__init__()
+        towers = (nn.Sequential(nn.Linear(5, width, False), nn.Linear(width, width, False)) for _ in range(2))
+        self.left, self.right = towers
+        self.scale = nn.Parameter(torch.tensor([3.0]))
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        a, b = self.left(x), self.right(x)
+        return (a @ b.T) * self.factor * self.scale.to(a.dtype) - 1, a, b
+
+
+def test_a_learned_scale_carries_the_factor_of_features_that_are_outputs() -> None:
+    """Its start and learning rate take the factor: training is that of a factor in forward (TP5 Lemma J.1)."""
+    torch.manual_seed(0)
+    x = torch.randn(7, 5, dtype=torch.float64)
+    model, expected = Compared(64).double(), Compared(64, 0.5).double()
+    expected.load_state_dict(model.state_dict())
+    mu = autofit.muify(model, x, base=Compared(32).double())
+    assert [(str(s.carrier), s.multiplier) for s in mu.plan.sites if s.kind != "readout"] == [("weight scale", 0.5)]
+    torch.testing.assert_close(model(x), expected(x))
+    one = mu.optimizer(torch.optim.Adam, lr=0.01, eps=0.0)
+    hidden = [p for n, p in expected.named_parameters() if ".1.weight" in n]
+    others = [p for n, p in expected.named_parameters() if ".1.weight" not in n]
+    two = torch.optim.Adam([{"params": others}, {"params": hidden, "lr": 0.005}], lr=0.01, eps=0.0)
+    for _ in range(3):
+        for m, optimizer in ((model, one), (expected, two)):
+            optimizer.zero_grad()
+            m(x)[0].pow(2).mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(model(x), expected(x))
