@@ -103,7 +103,13 @@ def _first_that_works(model: nn.Module, example: Example) -> Captured:
         try:
             with _quietly(), _eval_mode(model):
                 return record(model, example, failure.what)
-        except Exception:
+        except Exception as second:
+            if isinstance(failure, CaptureError):
+                failure = CaptureError(
+                    f"{failure.what}. Running it once failed too: {_first_line(second)}",
+                    where=_user_frame(second, model) or failure.where,
+                    todo=failure.todo,
+                )
             raise failure from first
 
 
@@ -200,7 +206,7 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
     """Tell a forward that is wrong from one that only resists capture."""
     if isinstance(error, AutofitError):
         return error
-    reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+    reason = _first_line(error)
     line = _user_frame(error, model)
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return CaptureError(
@@ -210,15 +216,19 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._export", "torch.export", "torch.fx")):
         return CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {reason}",
+            f"torch.export cannot capture {type(model).__name__}: {reason}",
             where=line,
             todo="pass example= with tensors only, or simplify the construct at this line",
         )
     return ExampleError(
-        f"forward of {type(model).__name__} failed on the example ({example}): {type(error).__name__}: {reason}",
+        f"forward of {type(model).__name__} failed on the example ({example}): {reason}",
         where=line,
         todo="pass example= with the arguments that your training loop passes to the model",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"
 
 
 def _user_frame(error: Exception, model: nn.Module) -> str | None:

@@ -101,16 +101,17 @@ def install(model: nn.Module, plan: Plan) -> None:
         if place in ("none", "weight") or site.multiplier == 1 or (place, path) in done:
             continue
         done.add((place, path))
+        factor = site.multiplier**site.carrier.power
         for each in (path, *site.carrier.also):
             if each not in modules:
                 raise LoweringError(f"the plan has a multiplier on {each}, which this model lacks")
             module = modules[each]
             if place == "input":
-                handle = module.register_forward_pre_hook(ScaleInput(site.multiplier), with_kwargs=True)
+                handle = module.register_forward_pre_hook(ScaleInput(factor), with_kwargs=True)
             elif place == "key":
-                handle = module.register_forward_pre_hook(ScaleKey(site.multiplier), with_kwargs=True)
+                handle = module.register_forward_pre_hook(ScaleKey(factor), with_kwargs=True)
             else:
-                handle = module.register_forward_hook(ScaleOutput(site.multiplier, site.carrier.indices))
+                handle = module.register_forward_hook(ScaleOutput(factor, site.carrier.indices))
             module.__dict__.setdefault(HANDLES, []).append(handle)
     frozen = [name for name in plan.frozen if model.get_parameter(name).requires_grad]
     for name in frozen:

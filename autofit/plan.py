@@ -55,12 +55,14 @@ class Carrier:
         path: module path, or parameter name for ``weight``.
         indices: runs of the last axis to scale, empty for all of it.
         also: further parameters to fold the factor into (a bias), or modules whose outputs are scaled, too.
+        power: of the multiplier that goes there; a half where both sides of a product are this value.
     """
 
     place: Literal["input", "output", "key", "weight", "none"]
     path: str = ""
     indices: tuple[tuple[int, int], ...] = ()
     also: tuple[str, ...] = ()
+    power: float = 1.0
 
     def __str__(self) -> str:
         more = f" and {len(self.also)} more" if self.also and self.place == "output" else ""

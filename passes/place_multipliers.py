@@ -55,13 +55,14 @@ class _Placer:
                 self.inside.setdefault(key, []).append(node)
 
     def place(self, site: Site) -> None:
-        """Nearest carrier: input of the site's module, output upstream, key, weight, learned scale, shared output."""
+        """Nearest carrier: input of the site's module, output upstream, key, weight, learned scale, outputs."""
         found = (
             (self.module_input(site) if site.kind == "readout" else None)
             or self.module_output(site)
             or (self.key_input(site) if site.kind == "attention" else None)
             or self.weight(site)
             or self.learned_scale(site)
+            or self.both_sides(site)
             or self.outputs(site)
         )
         if found is None and (shared := self.shared_output(site)) is not None:
@@ -152,6 +153,22 @@ class _Placer:
             mine = self._claim(node, path, site) if leaves and len(self.calls[owner]) == 1 else None
             if mine and len(mine) == node.meta["val"].shape[-1]:
                 yield owner
+
+    def both_sides(self, site: Site) -> Carrier | None:
+        """An upstream module whose whole output is both sides of this product and goes nowhere else: it carries the
+        root of the factor.
+        """
+        if len(site.paths) != 2:
+            return None
+        for node in site.paths[0]:
+            owner = module_path(node)
+            leaves = owner and not any(owner in module_paths(u) for u in node.users)
+            if node not in site.paths[1] or not leaves or len(self.calls[owner]) > 1:
+                continue
+            mine, others = self._runs(node, {(site.node, path[0]) for path in site.paths})
+            if mine and others is not None and not others and len(mine) == node.meta["val"].shape[-1]:
+                return Carrier("output", owner, power=0.5)
+        return None
 
     def shared_output(self, site: Site) -> tuple[Carrier, list[fx.Node]] | None:
         """An upstream module whose output goes to several sites of one multiplier, as queries do that meet keys and

@@ -380,3 +380,26 @@ def test_a_learned_scale_carries_the_factor_of_features_that_are_outputs() -> No
             m(x)[0].pow(2).mean().backward()
             optimizer.step()
     torch.testing.assert_close(model(x), expected(x))
+
+
+class Alike(nn.Module):
+    """Products of all pairs of features, as in contrastive training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.head(self.first(x).relu())
+        return (z @ z.T).softmax(-1)
+
+
+def test_both_sides_of_a_product_carry_the_root_of_its_factor() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 5)
+    model = Alike(64)
+    z = model.head(model.first(x).relu())
+    mu = autofit.muify(model, x, base=Alike(32), init="keep")
+    (site,) = mu.plan.sites
+    assert (str(site.carrier), site.carrier.power, site.multiplier) == ("output head", 0.5, 0.5)
+    torch.testing.assert_close(model(x), (z @ z.T / 2).softmax(-1))

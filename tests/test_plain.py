@@ -480,6 +480,26 @@ def test_features_put_among_tokens_are_as_wide() -> None:
     assert found.base == {"embed": 61 / 4}
 
 
+class Padded(nn.Module):
+    """Sequences of different lengths, cut out of one batch and filled up."""
+
+    def __init__(self, width: int = 61) -> None:
+        super().__init__()
+        self.see, self.head = nn.Linear(10, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cut = [row[: 3 + i] for i, row in enumerate(self.see(x))]
+        return self.head(nn.utils.rnn.pad_sequence(cut, batch_first=True))
+
+
+def test_sequences_that_are_filled_up_keep_their_features() -> None:
+    found = autofit.analyze(Padded(), torch.zeros(2, 7, 10), base=61 / 4).plan
+    assert {n: (p.role, p.r_in, p.r_out) for n, p in found.parameters.items() if "weight" in n} == {
+        "see.weight": ("input", 1, 4),
+        "head.weight": ("output", 4, 1),
+    }
+
+
 class Queries(nn.Module):
     """Learned queries, the first prediction made before any data is seen, and a readout shared by all rounds."""
 

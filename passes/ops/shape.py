@@ -127,6 +127,14 @@ def stack(ctx: Context, node: Call) -> None:
     ctx.data([out[dim]], node, "stacked")
 
 
+def pad_sequence(ctx: Context, node: Call) -> None:
+    """(t, a), (u, a) -> (n, max(t, u), a): samples and steps are data."""
+    out = ctx[node]
+    for part in tensors(node.args[0]):
+        ctx.unify_all(out[2:], ctx[part][1:])
+    ctx.data(out[:2], node)
+
+
 def split(ctx: Context, node: Call) -> None:
     """(a + b, c) -> (a, c), (b, c)."""
     before, outs = ctx[node.args[0]], ctx[node]
@@ -278,8 +286,14 @@ def pad(ctx: Context, node: Call) -> None:
     for o, b in zip(out, before, strict=True):
         if o.size == b.size:
             ctx.unify(o, b)
-        elif ctx.axes.find(b).fixed:
+        elif _holds_data(ctx, b):
             ctx.data([o], node)
+
+
+def _holds_data(ctx: Context, cell: Cell) -> bool:
+    """Whether an axis is data, or data joined with what a program made to fill it up."""
+    root = ctx.axes.find(cell)
+    return any(a.fixed for a in ctx.axes.atoms(root)) if root.kind == "cat" else root.fixed
 
 
 def diff(ctx: Context, node: Call) -> None:
@@ -324,6 +338,7 @@ RULES: dict[str, Rule] = {
     "aten.diff": diff,
     "aten.unfold": unfold,
     "aten.as_strided": as_strided,
+    "aten.pad_sequence": pad_sequence,
     **{
         f"aten.{n}": create
         for n in "arange zeros ones full empty rand randn randint eye linspace scalar_tensor new_zeros new_ones "
