@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -194,10 +194,14 @@ class Widths:
         """
         leaders, _ = self._whole_axes(dimensions)
         shared = {a.serial for factors in self.products() for f in factors for a in f}
-        whole = {root.serial for u in self.dims.uses for c, k in u.cells if k == "out" for root in [self.axes.find(c)]}
+        alone: dict[int, str] = {}
+        for root in (self.axes.find(c) for u in self.dims.uses for c, kind in u.cells if kind == "out"):
+            cells = {a.serial for a in self.axes.atoms(root) if self.growable(a)} - shared
+            if root.kind != "cat" and len(cells) == 1 and root.size in leaders:
+                alone[cells.pop()] = leaders[root.size]
         return [
-            replace(d, grows=True, follows=leaders[d.size], reason=f"{d.reason}, as wide as {leaders[d.size]}")
-            if not d.grows and d.size in leaders and d.cells <= whole - shared
+            replace(d, grows=True, follows=leader, reason=f"{d.reason}, as wide as {leader}")
+            if not d.grows and d.cells <= alone.keys() and (leader := alone[min(d.cells)])
             else d
             for d in dimensions
         ]
@@ -216,7 +220,7 @@ class Widths:
         leaders, fixed = self._whole_axes([*dimensions, main])
         taken = {n for d in dimensions for n in (d.name, d.label)}
         found: dict[str, tuple[Dimension, int]] = {}
-        for name, axis, atoms, size in self._loose_ends():
+        for name, axis, atoms, size in self._loose_ends(leaders):
             leader = leaders.get(size, "")
             label = name.rpartition(".")[0] or name
             end, reason = self._end(atoms[0])
@@ -231,19 +235,28 @@ class Widths:
         clash = {label: fixed[size] for label, (end, size) in found.items() if end.follows and size in fixed}
         return [end for end, _ in found.values()], clash
 
-    def _loose_ends(self) -> Iterator[tuple[str, int, list[Cell], int]]:
-        """Parameter, axis, loose cells of one size, and how many elements wide these are, each cell once."""
+    def _loose_ends(self, widths: Container[int]) -> Iterator[tuple[str, int, list[Cell], int]]:
+        """Parameter, axis, loose cells of one size, and how wide these are, each cell once.
+
+        Of a product one factor is as wide as a width, or else the first stands for the whole; what is not to follow
+        any width is given as 0 wide.
+        """
         known: set[int] = set()
         for name, cells in self.dims.of_parameter.items():
             for axis, cell in enumerate(cells):
-                kind = self.axes.find(cell).kind
-                atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and (kind == "atom" or not a.fixed)]
-                if not all(self._is_loose(a) for a in atoms):
-                    continue
-                own = {a.serial for a in atoms}  # numbers that an axis has beside features are no part of its width
-                parts = [p for p in self.axes.segments(cell) if own & {a.serial for a in self.axes.atoms(p)}]
-                whole = sum(p.size for p in parts)
-                ends = [([a], a.size) for a in atoms] if kind == "product" else [(atoms, whole)]
+                root = self.axes.find(cell)
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and (root.kind == "atom" or not a.fixed)]
+                loose = [a for a in atoms if self._is_loose(a)]
+                if root.kind == "product":
+                    whole = root.size if len(loose) == len(atoms) else 0  # else there is a factor that grows or may
+                    own = any(a.size in widths for a in loose)
+                    ends = [([a], whole and (a.size if own else whole * (a is loose[0]))) for a in loose]
+                elif len(loose) == len(atoms):
+                    mine = {a.serial for a in atoms}  # numbers that stand beside features are no part of their width
+                    parts = (p for p in self.axes.segments(cell) if mine & {a.serial for a in self.axes.atoms(p)})
+                    ends = [(atoms, sum(p.size for p in parts))]
+                else:
+                    ends = []
                 for members, size in ends:
                     if len({a.size for a in members}) == 1 and members[0].serial not in known:
                         known |= {a.serial for a in members}

@@ -352,7 +352,7 @@ def _solve(
                 else:
                     total = total / value if root.kind == "product" else total - value
             if not open_parts:
-                if total != (root.kind == "product"):
+                if where in dims.of_parameter and total != (root.kind == "product"):
                     raise BaseError(
                         f"{where}: an axis of {axes.show(root)} is {size} in the base, where its parts do not make "
                         "that",
@@ -398,11 +398,12 @@ def _solve(
                 f"{where}: an axis of {axes.show(root)} is {size} in the base, which does not tell its parts apart",
                 todo="pass a base model that runs the same ops, or a mapping with the base size of each dimension",
             )
+    owned = {a.serial for cells in dims.of_parameter.values() for c in cells for a in axes.atoms(c)}
     for serial, (size, where) in known.items():
         cell = axes.cells[serial]
         if size != cell.size and serial not in of_cell and cell.size > 1:
             kinds = sorted({e.kind for e in dims.evidence if axes.find(e.cell) is axes.find(cell)})
-            if not kinds and where not in dims.of_parameter:
+            if not kinds and serial not in owned:
                 continue  # made by broadcasting and read by nothing that matters: repeated for heads that grow
             raise BaseError(
                 f"{where}: an axis of {cell.size} is {size} in the base, but it is fixed by its use"
