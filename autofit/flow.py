@@ -231,7 +231,8 @@ class Flow:
                 return True
             if op_name(node) not in STRUCTURAL | CASTS | {"aten.add", "aten.clamp", "aten.clamp_min", "aten.maximum"}:
                 return False
-            inner = [n for n in node.all_input_nodes if self.dims.origin.get(n.name) == "data"]
+            moved = op_name(node) in STRUCTURAL | CASTS  # of what such an op takes, the rest gives a shape
+            inner = [n for n in node.all_input_nodes[: 1 if moved else None] if self.dims.origin.get(n.name) == "data"]
             if len(inner) != 1:
                 return False
             node = inner[0]

@@ -376,6 +376,14 @@ class _Reader:
         snapped = round(total * 4) / 4
         return (snapped if abs(total - snapped) < 1e-6 else total), scale, told
 
+    def growing_size(self, cells: Iterable[Cell]) -> int:
+        """Elements of what grows along some axes: of the factors of a product, of all of any other."""
+        axes, size = self.dims.axes, 1
+        for root in map(axes.find, cells):
+            factors = axes.factors(root) if root.kind == "product" else [root]
+            size *= math.prod(f.size for f in factors if self.ratio([f]) != 1)
+        return size
+
     @staticmethod
     def layers(node: fx.Node) -> Iterator[int]:
         """Numbers, from one, of the layers around a node."""
@@ -412,6 +420,9 @@ class _Reader:
         size, ratio = math.prod(c.size for c in outs), self.ratio(outs)
         nodes, factors = self.flow.downstream(use.node)
         present, scale, told = self.exponent(factors, size, ratio)
+        part = self.growing_size(outs)
+        if factors and present == 0 and part != size:  # one table for all layers has that of one
+            present, scale, told = self.exponent(factors, part, ratio)
         if not factors or present == 0:
             return None
         return Site(

@@ -206,12 +206,20 @@ def test_multihead_attention_module() -> None:
     torch.testing.assert_close(after, (q @ k.mT * (D**-0.5 * 4**-0.5)).softmax(-1))
 
 
-def test_normalized_queries_and_keys_are_left_alone() -> None:
+NORMS = {
+    "layer_norm": lambda x: F.layer_norm(x, (D,)),
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "by hand": lambda x: x / x.norm(dim=-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_normalized_queries_and_keys_are_left_alone(norm: Callable[[torch.Tensor], torch.Tensor]) -> None:
     class Normed(Attention):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             x = self.embed(ids)
             q, k, v = (t(x).unflatten(-1, (HEADS, D)).transpose(1, 2) for t in (self.q, self.k, self.v))
-            q, k = F.layer_norm(q, (D,)), F.layer_norm(k, (D,))
+            q, k = norm(q), norm(k)
             return self.out(self.spelling(q, k, v).transpose(1, 2).flatten(2))
 
     found = autofit.analyze(Normed(matmul_divide), IDS, base=WIDTH // 4, grow="head_dim")

@@ -337,3 +337,22 @@ def test_at_its_own_base_nothing_changes(name: str) -> None:
         before = model(**inputs).logits
         autofit.muify(model, base=TABLE[name].build(64))
         assert torch.equal(model(**inputs).logits, before)
+
+
+class PerLayer(nn.Module):
+    """One table gives the features of two layers, each scaled by the root of one layer's width (Gemma 3n)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.scale = nn.Embedding(31, 2 * width), width**0.5
+        self.parts, self.head = nn.ModuleList(nn.Linear(width, width) for _ in range(2)), nn.Linear(width, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        first, second = (self.table(ids) * self.scale).unflatten(-1, (2, -1)).unbind(-2)
+        return self.head(self.parts[0](first).relu() + self.parts[1](second).relu())
+
+
+@pytest.mark.parametrize("base", [16, PerLayer(16)], ids=["number", "model"])
+def test_a_table_for_all_layers_has_the_scale_of_one(base: object) -> None:
+    sites = autofit.analyze(PerLayer(64), torch.zeros(3, 7, dtype=torch.long), base=base).plan.sites
+    assert [(s.present, s.multiplier) for s in sites if s.kind == "embedding"] == [(0.5, 0.5)]
