@@ -106,7 +106,7 @@ def renderables(plan: Plan, roles: Roles) -> Iterator[RenderableType]:
         for names in ties:
             yield Text("  " + " = ".join(names))
     yield _groups(plan)
-    notes = [*plan.notes, *(f"{g.reason} at {describe(g.node)}" for g in growth.dims.unruled)]
+    notes = list(dict.fromkeys([*plan.notes, *(f"{g.reason} at {describe(g.node)}" for g in growth.dims.unruled)]))
     assumed = sorted({n for s in plan.sites for n in re.findall(r"taken as .*", s.reason)})
     if notes or assumed:
         yield Text("Notes", style="bold")

@@ -18,6 +18,7 @@ from autofit.program import LAYER_INDEX, describe, op_name
 
 TELLING = 16
 """Sizes below are equal too often by chance to say anything."""
+CLASSES = "normalized by a softmax, as classes are"
 HARD = frozenset({"data", "index", "taps", "stacked", "gates"})
 
 
@@ -30,6 +31,7 @@ class Widths:
         heads: cells that batch a contraction, of two activations or of one with a weight.
         batched: of these, cells that batch a contraction of two activations.
         summed: cells that such a contraction sums over.
+        positions: of these, cells of axes that are data in part: learned tokens beside those of the input.
     """
 
     def __init__(self, dims: Dims, grow: str) -> None:
@@ -53,6 +55,9 @@ class Widths:
         self.heads |= self.batched
         for product in dims.products:
             self.summed |= {a.serial for pair in product.contracted for a in self.axes.atoms(pair[0])}
+        joined = (self.axes.find(c) for product in dims.products for pair in product.contracted for c in pair)
+        parts = ([a.serial for a in self.axes.atoms(root)] for root in joined if root.kind == "cat")
+        self.positions = {s for own in parts if any("data" in self.kinds.get(s, ()) for s in own) for s in own}
 
     def find(self) -> tuple[list[Dimension], Dimension, int, dict[str, str]]:
         """All dimensions with base equal to size; the main one; the size of the axis it leads; see `open_ends`.
@@ -75,7 +80,7 @@ class Widths:
     def growable(self, atom: Cell) -> bool:
         """Whether an indivisible cell may have another size in a smaller model of the same kind."""
         kinds = self.kinds.get(atom.serial, set())
-        if atom.fixed or kinds & HARD or atom.serial not in self.given:
+        if atom.fixed or kinds & HARD or atom.serial not in self.given or atom.serial in self.positions:
             return False
         if "weight" in kinds or atom.serial in self.batched:
             return True
@@ -110,6 +115,8 @@ class Widths:
             kinds = self.kinds.get(cell.serial, set())
             if self.growable(cell) and "weight" not in kinds and self.grow == "heads":
                 reasons[cell.serial] = "summed only between activations (head size)"
+            elif self.growable(cell) and {"shares", "weight"} <= kinds:
+                reasons[cell.serial] = CLASSES
         for factors in products:
             free = [f for f in factors if not all(a.serial in reasons for a in f)]
             if len(free) < 2:
@@ -197,6 +204,7 @@ class Widths:
         alone: dict[int, str] = {}
         for root in (self.axes.find(c) for u in self.dims.uses for c, kind in u.cells if kind == "out"):
             cells = {a.serial for a in self.axes.atoms(root) if self.growable(a)} - shared
+            cells = {s for s in cells if "weight" not in self.kinds.get(s, ())}
             if root.kind != "cat" and len(cells) == 1 and root.size in leaders:
                 alone[cells.pop()] = leaders[root.size]
         return [
@@ -238,8 +246,8 @@ class Widths:
     def _loose_ends(self, widths: Container[int]) -> Iterator[tuple[str, int, list[Cell], int]]:
         """Parameter, axis, loose cells of one size, and how wide these are, each cell once.
 
-        Of a product one factor is as wide as a width, or else the first stands for the whole; what is not to follow
-        any width is given as 0 wide.
+        The first factor of a product stands for the whole, unless only another is as wide as a width; what is not to
+        follow any width is given as 0 wide.
         """
         known: set[int] = set()
         for name, cells in self.dims.of_parameter.items():
@@ -247,24 +255,27 @@ class Widths:
                 root = self.axes.find(cell)
                 atoms = [a for a in self.axes.atoms(cell) if a.size > 1 and (root.kind == "atom" or not a.fixed)]
                 loose = [a for a in atoms if self._is_loose(a)]
+                if len(loose) < len(atoms):
+                    continue
                 if root.kind == "product":
-                    whole = root.size if len(loose) == len(atoms) else 0  # else there is a factor that grows or may
-                    own = any(a.size in widths for a in loose)
-                    ends = [([a], whole and (a.size if own else whole * (a is loose[0]))) for a in loose]
-                elif len(loose) == len(atoms):
+                    own = root.size not in widths and any(a.size in widths for a in loose)
+                    ends = [([a], a.size if own else root.size * (a is loose[0])) for a in loose]
+                else:
                     mine = {a.serial for a in atoms}  # numbers that stand beside features are no part of their width
                     parts = (p for p in self.axes.segments(cell) if mine & {a.serial for a in self.axes.atoms(p)})
                     ends = [(atoms, sum(p.size for p in parts))]
-                else:
-                    ends = []
                 for members, size in ends:
                     if len({a.size for a in members}) == 1 and members[0].serial not in known:
                         known |= {a.serial for a in members}
                         yield name, axis, members, size
 
-    def _variable_size(self, cell: Cell, variable: set[int]) -> int:
+    def _variable_size(self, cell: Cell, atom: Cell, variable: set[int]) -> int:
+        """How wide the part of an axis is that an indivisible cell is in, without what can never grow."""
         root = self.axes.find(cell)
-        if root.kind != "product":
+        if root.kind == "cat":
+            part = next(p for p in root.parts if any(a is atom for a in self.axes.atoms(p)))
+            return self._variable_size(part, atom, variable)
+        if root.kind == "atom":
             return root.size
         return prod(f.size for f in self.axes.factors(root) if any(a.serial in variable for a in self.axes.atoms(f)))
 
@@ -283,9 +294,22 @@ class Widths:
                     fixed[root.size] = use.parameter
         return leaders, fixed
 
+    def loose_factors(self) -> list[Dimension]:
+        """Factors that nothing contracts, beside others that say what grows: dimensions only where a base says so."""
+        found: dict[str, Dimension] = {}
+        for name, cells in self.dims.of_parameter.items():
+            for axis, cell in enumerate(c for c in cells if self.axes.find(c).kind == "product"):
+                atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
+                for at, atom in enumerate(atoms):
+                    if self._is_loose(atom) and not all(self._is_loose(a) for a in atoms):
+                        label, one = f"{name}[{axis}].part{at}", float(atom.size)
+                        reason, only = "contracted by nothing", frozenset({atom.serial})
+                        found[label] = Dimension(label, label, (), atom.size, one, True, reason, only)
+        return list({min(d.cells): d for d in reversed(found.values())}.values())
+
     def _is_loose(self, atom: Cell) -> bool:
         hard = atom.fixed or self.kinds.get(atom.serial, set()) & (HARD | {"stack"})
-        return not hard and not self.growable(atom)
+        return not hard and atom.serial not in self.positions and not self.growable(atom)
 
     def _end(self, atom: Cell) -> tuple[str, str]:
         """Which end of a weight an axis hangs at, and why."""
@@ -350,7 +374,7 @@ class Widths:
         count: Counter[tuple[str, int]] = Counter()
         for use in self.dims.uses:
             grown = [
-                (by_cell[a.serial], self._variable_size(c, variable))
+                (by_cell[a.serial], self._variable_size(c, a, variable))
                 for c, k in use.cells
                 if k == "in"
                 for a in self.axes.atoms(c)

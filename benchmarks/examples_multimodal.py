@@ -84,6 +84,8 @@ def beside_text(model: Any, pictures: dict[str, torch.Tensor], batch: int = BATC
     with torch.no_grad():
         seen = owner.get_image_features(**{k: v for k, v in pictures.items() if k in takes})
     features = getattr(seen, "pooler_output", seen)
+    if features is None:  # given layer by layer
+        features = seen.deepstack_features[0][1]
     features = list(features) if isinstance(features, tuple | list) else [features]
     count = sum(f.numel() // f.shape[-1] for f in features) // batch
     token = image_token(model.config)
@@ -364,6 +366,13 @@ def _backbone_states(model: Any) -> dict[str, Any]:
 # images ---------------------------------------------------------------------------------------------------
 
 
+def _flat_patches(model: Any) -> dict[str, Any]:
+    """Text beside four patches whose pixels are one axis."""
+    ids = _ids()
+    ids[:, 3:7] = image_token(model.config)
+    return {"input_ids": ids, "pixel_values": noise(BATCH, 4, 3 * model.config.patch_size**2)}
+
+
 def _halved_image(model: Any) -> dict[str, Any]:
     """An image that can be halved five times."""
     return {"pixel_values": torch.zeros(BATCH, 3, 96, 128)}
@@ -453,6 +462,7 @@ EXAMPLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "blip_2_qformer": _queries,
     "colmodernvbert": several(1),
     "emu3": sized,
+    "fuyu": _flat_patches,
     "granite4_vision": in_tiles(5),
     "deepseek_vl_hybrid": _two_resolutions,
     "diffusion_gemma": _placed_patches,

@@ -367,7 +367,8 @@ class _Reader:
                     told = f", taken as {size}^{e:g} because it has that value"
                     break
             else:
-                layer = next((k for k in self.layers(f.node) if size > 1 and _near(f.value * k, size**-0.5)), 0)
+                layers = () if elsewhere else self.layers(f.node)
+                layer = next((k for k in layers if size > 1 and _near(f.value * k, size**-0.5)), 0)
                 if layer:
                     total -= 0.5
                     told = f", taken as {size}^-0.5 / {layer} because it has that value, in layer {layer}"

@@ -106,6 +106,10 @@ def _apply(ctx: Context, node: fx.Node) -> None:
 
 def _match_by_size(ctx: Context, node: fx.Node) -> None:
     """No rule: an axis is matched only where exactly one input dimension has its size."""
+    value = node.meta.get("val")
+    tensor = isinstance(value, torch.Tensor | tuple | list)
+    if not tensor or (isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point()):
+        return  # a check, a mode or a count: nothing of a width is in it
     ctx.gap(node, f"no rule for {op_name(node)}")
     before = [c for n in node.all_input_nodes for c in _flat(ctx.of.get(n.name, ()))]
     for cell in _flat(ctx.of[node.name]):

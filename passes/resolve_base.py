@@ -16,7 +16,7 @@ from autofit.errors import BaseError, DimensionError
 from autofit.flow import Flow
 from autofit.growth import Dimension, Growth
 from autofit.program import Program, describe, op_name, shape_of
-from autofit.widths import Widths, divide, fold_layers
+from autofit.widths import CLASSES, Widths, divide, fold_layers
 
 COPIES = {f"aten.{n}" for n in "contiguous clone alias detach lift_fresh_copy to _to_copy".split()} | {
     f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async".split()
@@ -72,20 +72,21 @@ class ResolveBase:
         widths = Widths(dims, self.grow)
         dimensions, main, size, clash = widths.find()
         if isinstance(self.base, BaseModel):
-            growth = _from_model(dims, dimensions, main, self.base)
+            growth = _from_model(dims, dimensions, main, self.base, widths.loose_factors())
         elif isinstance(self.base, BaseShapes):
             growth = _from_shapes(dims, dimensions, main, self.base, self.origin)
         else:
             if self.strict:
                 _refuse_ambiguous(dims, dimensions, clash, self.base)
             if isinstance(self.base, Mapping):
-                wide = [d for d in _inputs(dims) if d.label in self.base]
+                wide = [d for d in (*_inputs(dims), *widths.loose_factors()) if d.label in self.base]
                 growth = _from_mapping(dims, [*dimensions, *wide], main, self.base, self.origin or "mapping")
             else:
                 own = _adapters(dims, dimensions, main) if self.frozen == "keep" else {}
                 fixed = [replace(d, grows=False, reason=ADAPTER) if d.name in own else d for d in dimensions]
                 growth = _from_number(dims, fixed, main, size, self.base)
-                growth = replace(growth, notes=(*growth.notes, *own.values()))
+                classes = tuple(_note_classes(d) for d in dimensions if d.reason == CLASSES)
+                growth = replace(growth, notes=(*growth.notes, *own.values(), *classes))
             growth = replace(growth, notes=(*growth.notes, *(_note_end(d) for d in dimensions if d.follows)))
         shown = tuple(d for d in growth.dimensions if d.grows or d.follows or not d.output)
         return replace(growth, dimensions=shown, notes=(*growth.notes, *widths.bound_to_data()))
@@ -200,6 +201,13 @@ def _note_end(end: Dimension) -> str:
     )
 
 
+def _note_classes(d: Dimension) -> str:
+    return (
+        f"{d.name}: {d.size} elements are {d.reason}, and taken not to grow. If they are a width, say so with a "
+        "mapping or a base model"
+    )
+
+
 def _refuse_ambiguous(
     dims: Dims, dimensions: Iterable[Dimension], clash: Mapping[str, str], base: float | Mapping[str, float]
 ) -> None:
@@ -225,7 +233,9 @@ def _settle(sized: Iterable[Dimension]) -> tuple[Dimension, ...]:
     )
 
 
-def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseModel) -> Growth:
+def _from_model(
+    dims: Dims, dimensions: list[Dimension], main: Dimension, base: BaseModel, loose: Iterable[Dimension]
+) -> Growth:
     mine = {p.name: p for p in dims.program.parameters}
     theirs = {p.name: p for p in base.dims.program.parameters}
     if mine.keys() != theirs.keys():
@@ -260,7 +270,9 @@ def _from_model(dims: Dims, dimensions: list[Dimension], main: Dimension, base: 
         constants = _constants(pairs, Flow(dims), Flow(base.dims))
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
-    solved, assumed = _solve(dims, [*dimensions, *_wide_inputs(dims, base.dims)], sizes)
+    changed = {dims.axes.find(c).serial for c, size, _ in sizes if size != c.size}
+    others = [*_wide_inputs(dims, base.dims), *(d for d in loose if d.cells & changed)]
+    solved, assumed = _solve(dims, [*dimensions, *others], sizes)
     _refuse_other_outputs(solved, main)
     return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes + assumed)
 

@@ -459,22 +459,26 @@ def test_streams_beside_a_width_do_not_grow(base: int | str) -> None:
 class Placed(nn.Module):
     """An image's features take the places of some tokens, and are sorted by a score."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, flat: bool = False) -> None:
         super().__init__()
+        self.flat = flat
         self.embed, self.see = nn.Embedding(31, width), nn.Linear(10, width)
         self.score, self.head = nn.Linear(width, 1), nn.Linear(width, 31)
 
     def forward(self, ids: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids)
-        x = x.masked_scatter((ids == 0).unsqueeze(-1).expand_as(x), self.see(image))
+        seen = self.see(image)
+        mask = (ids == 0).unsqueeze(-1)
+        x = x.masked_scatter(mask, seen.view(-1)) if self.flat else x.masked_scatter(mask.expand_as(x), seen)
         order = self.score(x).argsort(1)
         return self.head(torch.take_along_dim(x, order, dim=1))
 
 
-def test_features_put_among_tokens_are_as_wide() -> None:
+@pytest.mark.parametrize("flat", [False, True])
+def test_features_put_among_tokens_are_as_wide(flat: bool) -> None:
     """Nothing but the place they are put in says how wide the features are."""
     example = (torch.zeros(1, 7, dtype=torch.long), torch.zeros(7, 10))
-    found = autofit.analyze(Placed(61), example, base=61 / 4).plan
+    found = autofit.analyze(Placed(61, flat), example, base=61 / 4).plan
     assert found.parameters["see.weight"].r_out == 4
     assert found.parameters["head.weight"].role == "output"
     assert found.base == {"embed": 61 / 4}
@@ -523,3 +527,63 @@ def test_a_readout_of_learned_queries() -> None:
     plain.head.weight.data /= 4
     for a, b in zip(model(x), plain(x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Grouped(nn.Module):
+    """Learned tokens beside those of an image, mixed along the tokens by a weight (GroupViT)."""
+
+    def __init__(self, width: int = 64, tokens: int = 64) -> None:
+        super().__init__()
+        self.see, self.tokens = nn.Linear(10, width), nn.Parameter(torch.randn(1, tokens, width))
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.mix, self.head = nn.Linear(tokens, 3), nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.see(x), self.tokens.expand(len(x), -1, -1)], 1)
+        x = (self.q(x) @ self.k(x).mT / self.q.out_features**0.5).softmax(-1) @ self.v(x)
+        return self.head(self.mix(x[:, -self.tokens.shape[1] :].mT).mT)
+
+
+def test_learned_tokens_beside_those_of_the_input_are_positions() -> None:
+    found = autofit.analyze(Grouped(), torch.randn(2, 7, 10), base=32).plan
+    assert (found.parameters["tokens"].r_out, found.parameters["mix.weight"].role) == (2, "fixed")
+    assert {s.ratio for s in found.sites if s.multiplier != 1} == {2}
+
+
+class SelfConditioned(nn.Module):
+    """Predictions in the middle are shares of classes, which a weight takes back (self-conditioned CTC)."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.first, self.out, self.back = nn.Linear(10, width), nn.Linear(width, 29), nn.Linear(29, width)
+        self.last = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return self.last(h + self.back(self.out(h).softmax(-1)))
+
+
+def test_shares_are_classes_and_said_to_be() -> None:
+    analysis = autofit.analyze(SelfConditioned(), torch.randn(7, 10), base=32)
+    roles = {n: p.role for n, p in analysis.plan.parameters.items() if "weight" in n}
+    assert roles == {"first.weight": "input", "out.weight": "output", "back.weight": "input", "last.weight": "output"}
+    assert any("normalized by a softmax, as classes are, and taken not to grow" in note for note in analysis.plan.notes)
+    wide = autofit.analyze(SelfConditioned(), torch.randn(7, 10), base={"first": 32, "out": 14.5})
+    assert wide.plan.parameters["out.weight"].role == "hidden"
+
+
+class TwiceWide(nn.Module):
+    """A readout of two kinds of features that are equally wide, as of a class token and a mean."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(10, width), nn.Linear(width, width), nn.Linear(2 * width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.middle(self.first(x)).relu()
+        return self.last(torch.cat([h[:, 0], h.mean(1)], -1))
+
+
+def test_a_number_means_one_of_the_widths_that_are_read_out_together() -> None:
+    found = autofit.analyze(TwiceWide(), torch.randn(2, 7, 10), base=32).plan
+    assert {p.r_in for p in found.parameters.values()} == {1, 2}

@@ -154,16 +154,25 @@ def _sum_of_product(ctx: Context, node: Call) -> None:
     ctx.use(node, weight, kinds, partner)
 
 
+def softmax(ctx: Context, node: Call) -> None:
+    """(a, b) -> (a, b): b becomes shares of one."""
+    unary(ctx, node)
+    out = ctx[node]
+    if out:
+        ctx.note(out[int(node.args[1] if len(node.args) > 1 else node.kwargs["dim"])], "shares", node)
+
+
 def assertion(ctx: Context, node: Call) -> None:
     """x -> nothing."""
 
 
 UNARY = (
-    "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin flip roll dropout "
+    "cumsum cumprod logcumsumexp cummax cummin flip roll dropout "
     "alpha_dropout feature_dropout native_dropout contiguous clone alias detach lift_fresh_copy lift_fresh "
     "to _to_copy type_as triu tril zeros_like ones_like empty_like full_like rand_like randn_like "
-    "randint_like bernoulli nan_to_num celu normalize rrelu rrelu_with_noise gelu isnan isinf isfinite "
-    "logical_not bitwise_not positive fill zero square threshold sort argsort softmin relu6 hardtanh "
+    "randint_like bernoulli uniform exponential log_normal random cauchy geometric "
+    "nan_to_num celu normalize rrelu rrelu_with_noise gelu isnan isinf isfinite "
+    "logical_not bitwise_not positive fill zero square threshold sort argsort relu6 hardtanh "
     "fused_dropout detach_copy float_power frac erfinv expm1 "
     "real imag conj _conj _conj_physical conj_physical _neg_view resolve_conj resolve_neg angle "
     "float double half bfloat16 long int bool"
@@ -177,6 +186,7 @@ POINTWISE = (
 )
 RULES: dict[str, Rule] = {
     **{f"aten.{n}": unary for n in UNARY.split()},
+    **{f"aten.{n}": softmax for n in "softmax log_softmax _softmax _log_softmax softmin".split()},
     **{f"aten.{n}": pointwise for n in POINTWISE.split()},
     **{
         f"aten.{n}": reduction

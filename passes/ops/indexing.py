@@ -142,13 +142,18 @@ def index_put(ctx: Context, node: Call) -> None:
 
 
 def masked_scatter(ctx: Context, node: Call) -> None:
-    """x (n, d), mask (n, 1), source (m, d) -> (n, d): rows, where the mask is one number for a whole row."""
+    """x (n, d), mask (n, 1), source (m, d) or (m x d) -> (n, d): rows, where the mask is one number for each."""
     keep_first(ctx, node)
     mask, source = node.args[1], node.args[2]
     while isinstance(mask, fx.Node) and mask.op == "call_function" and mask.meta["val"].shape[-1:] != (1,):
         mask = mask.args[0] if op_name(mask) in ("aten.expand", "aten.expand_as", "aten.to", "aten.clone") else None
     if isinstance(mask, fx.Node) and mask.meta["val"].shape[-1:] == (1,) and ctx[source]:
-        ctx.unify(ctx[node][-1], ctx[source][-1])
+        width, given = ctx[node][-1], ctx[source][-1]
+        if len(ctx[source]) == 1 and given.size > width.size:
+            rows = ctx.axes.new(given.size // width.size, node.name, "rows")
+            ctx.axes.join(given, [rows, width])
+        else:
+            ctx.unify(width, given)
 
 
 def topk(ctx: Context, node: Call) -> None:
