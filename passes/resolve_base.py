@@ -84,6 +84,7 @@ class ResolveBase:
             else:
                 own = _adapters(dims, dimensions, main) if self.frozen == "keep" else {}
                 fixed = [replace(d, grows=False, reason=ADAPTER) if d.name in own else d for d in dimensions]
+                main, size = widths.main(fixed) if main.name in own else (main, size)
                 growth = _from_number(dims, fixed, main, size, self.base)
                 classes = tuple(_note_classes(d) for d in dimensions if d.reason == CLASSES)
                 growth = replace(growth, notes=(*growth.notes, *own.values(), *classes))
@@ -93,11 +94,22 @@ class ResolveBase:
 
 
 def _adapters(dims: Dims, dimensions: Iterable[Dimension], main: Dimension) -> dict[str, str]:
-    """Notes by name of the dimensions that no frozen weight has, of a model whose main width frozen weights have."""
+    """Notes by name of the dimensions that no frozen weight has, where trained weights stand beside frozen ones.
+
+    They do where the main width is one of frozen weights, or where both give and contract the same width. Weights
+    that are held in buffers, as quantised ones are, are frozen.
+    """
     trained = {p.name for p in dims.program.parameters if p.trainable}
     frozen = {u.parameter for u in dims.uses if "in" in u.kinds.values()} - trained  # no mere tables of positions
     theirs = {a.serial for n in frozen for c in dims.of_parameter.get(n, ()) for a in dims.axes.atoms(c)}
-    if not main.cells & theirs:
+    theirs |= {a.serial for fact in dims.evidence if fact.kind == "held" for a in dims.axes.atoms(fact.cell)}
+    ends: dict[str, set[int]] = {"in": set(), "out": set()}
+    for use in (u for u in dims.uses if u.parameter in trained):
+        for cell, kind in use.cells:
+            if kind in ends:
+                ends[kind] |= {a.serial for a in dims.axes.atoms(cell)}
+    beside = (main.cells | ends["in"] & ends["out"]) & theirs
+    if not any(d.grows and d.cells & beside for d in dimensions):
         return {}
     return {
         d.name: f"{d.name}: {d.size} elements that only trained weights have, beside frozen ones, are taken for an "

@@ -8,6 +8,7 @@ import re
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import nn
 
@@ -114,3 +115,36 @@ def test_frozen_tables_that_nothing_would_change_are_not_asked_about() -> None:
     config = transformers.MarianConfig(**sizes, **heads, vocab_size=307, pad_token_id=0, decoder_start_token_id=0)
     found = autofit.analyze(transformers.MarianMTModel(config), base=32)
     assert any(not p.requires_grad for p in found.model.parameters())
+
+
+class Held(nn.Module):
+    """A layer whose weight is eight-bit numbers in a buffer, beside a pair of trained ones (QLoRA)."""
+
+    def __init__(self, fan_in: int, fan_out: int, rank: int = 4) -> None:
+        super().__init__()
+        weight = torch.randn(fan_out, fan_in) / fan_in**0.5
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.down, self.up = nn.Linear(fan_in, rank, False), nn.Linear(rank, fan_out, False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype) * self.scale) + self.up(self.down(x))
+
+
+def held(width: int) -> nn.Module:
+    return nn.Sequential(Held(10, width), nn.ReLU(), Held(width, width), nn.ReLU(), Held(width, 5))
+
+
+@pytest.mark.parametrize("base", [32, "second"])
+def test_quantised_weights_in_buffers_are_frozen_ones(base: int | str) -> None:
+    x = torch.randn(7, 10)
+    found = autofit.analyze(held(64), x, base=held(32) if base == "second" else base, frozen="keep")
+    assert {n: (p.r_in, p.r_out) for n, p in found.plan.parameters.items()} == {
+        "0.down.weight": (1, 1),
+        "0.up.weight": (1, 2),
+        "2.down.weight": (2, 1),
+        "2.up.weight": (1, 2),
+        "4.down.weight": (2, 1),
+        "4.up.weight": (1, 1),
+    }

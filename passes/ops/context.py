@@ -149,6 +149,10 @@ class Context:
                 elif kind == "stack":
                     self.note(cell, "stack", node)
             self.use(node, operand, kinds, partner)
+        held = [side for side in (0, 1) if (origins[side], origins[1 - side]) == ("constant", "data")]
+        if held and contracted and self._is_held((left, right)[held[0]]):
+            for cell in by_letter[held[0]].values():
+                self.note(cell, "held", node)
         if origins == ("data", "data") and any(by_letter[0][k].size > 1 for k in contracted):
             pairs = tuple((by_letter[0][k], by_letter[1][k]) for k in contracted)
             self.product(node, left, right, pairs, tuple(by_letter[0][k] for k in batch))
@@ -168,6 +172,12 @@ class Context:
         elif origins == ["constant", "weight"] and "linear" in str(node.target):  # of positions, or of zeros
             self.origin[node.name] = "data"
         return origins[0], origins[1]
+
+    def _is_held(self, node: fx.Node) -> bool:
+        """Whether a constant comes from a tensor that the model holds, as a quantised weight does."""
+        while node.all_input_nodes:
+            node = node.all_input_nodes[0]
+        return node.op in ("placeholder", "get_attr")
 
     def _table_use(self, node: fx.Node, table: fx.Node, letters: str, other: str) -> None:
         """Rows of a table of activations are looked up, its features are what it gives."""
