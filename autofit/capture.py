@@ -104,13 +104,37 @@ def _first_that_works(model: nn.Module, example: Example) -> Captured:
             with _quietly(), _eval_mode(model):
                 return record(model, example, failure.what)
         except Exception as second:
-            if isinstance(failure, CaptureError):
-                failure = CaptureError(
-                    f"{failure.what}. Running it once failed too: {_first_line(second)}",
-                    where=_user_frame(second, model) or failure.where,
-                    todo=failure.todo,
-                )
-            raise failure from first
+            raise _explain_both(model, example, failure, first, second) from first
+
+
+def _explain_both(
+    model: nn.Module, example: Example, failure: AutofitError, first: Exception, second: Exception
+) -> AutofitError:
+    """What to say when neither front end works: that forward fails is only said where it does."""
+    told = f"Recording one run failed too: {_first_line(second)}"
+    if isinstance(failure, CaptureError):
+        where = _user_frame(second, model) or failure.where
+        return CaptureError(f"{failure.what}. {told}", where=where, todo=failure.todo)
+    if not isinstance(failure, ExampleError) or not _runs(model, example):
+        return failure
+    return CaptureError(
+        f"forward of {type(model).__name__} runs on the example, but torch.export cannot capture it: "
+        f"{_first_line(first)}. {told}",
+        where=failure.where,
+        todo="pass an example of plain dense tensors, or simplify the construct at this line",
+    )
+
+
+def _runs(model: nn.Module, example: Example) -> bool:
+    """Whether forward accepts the example; on copies of the model's tensors."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        with _quietly(), _eval_mode(model), torch.no_grad():
+            copies = {name: t.detach().clone() for name, t in tensors.items()}
+            torch.func.functional_call(model, copies, example.args, example.kwargs)
+    except Exception:
+        return False
+    return not any(t.is_meta for t in tensors.values())
 
 
 def _export(model: nn.Module, example: Example, front_end: str, gradients: bool = True) -> Captured:

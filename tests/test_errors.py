@@ -273,3 +273,11 @@ def test_analyze_changes_nothing() -> None:
     autofit.analyze(rnn, torch.zeros(3, 5, 10), base=16)
     kept.check()
     assert all(w is p for w, p in zip(rnn._flat_weights, rnn.parameters(), strict=True))
+
+
+def test_an_example_that_runs_is_not_blamed() -> None:
+    """Nested tensors run, but neither front end takes them."""
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3))
+    ragged = torch.nested.nested_tensor([torch.randn(3, 10), torch.randn(5, 10)], layout=torch.jagged)
+    with pytest.raises(autofit.CaptureError, match=r"runs on the example(.|\n)*plain dense tensors"):
+        autofit.analyze(model, ragged, base=32)
