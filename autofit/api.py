@@ -80,7 +80,10 @@ class Analysis:
 
         Raises:
             OptimizerError: unknown optimizer, bad number, or groups that miss or repeat parameters.
+            LoweringError: a module was replaced after `muify`, and its multiplier with it.
         """
+        if self.applied:
+            lowering.require_installed(self.model, self.plan)
         return optim.param_groups(
             self.model,
             self.plan,

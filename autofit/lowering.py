@@ -119,6 +119,26 @@ def install(model: nn.Module, plan: Plan) -> None:
     model.__dict__[MARK] = {"scheme": plan.scheme, "base": dict(plan.base), "frozen": frozen}
 
 
+def require_installed(model: nn.Module, plan: Plan) -> None:
+    """Check that the plan's multipliers are still where `install` put them.
+
+    Raises:
+        LoweringError: a module was replaced after that, as ``resize_token_embeddings`` replaces a readout.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for site in plan.sites:
+        if site.multiplier == 1 or site.carrier.place in ("none", "weight"):
+            continue
+        for path in (site.carrier.path, *site.carrier.also):
+            module = modules.get(path)
+            if module is None or not _hooks(module):
+                raise LoweringError(
+                    f"{path} has lost its multiplier {site.multiplier:g}: the module was replaced after muify",
+                    where=site.where,
+                    todo="change the model first (as resize_token_embeddings does), and muify it then",
+                )
+
+
 def uninstall(model: nn.Module) -> None:
     """Take all multipliers and the mark off again; what was frozen is trained again."""
     for module in model.modules():

@@ -577,3 +577,16 @@ def test_gradient_accumulation(name: str) -> None:
         half = {k: v.chunk(2)[i] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         (logits(model, half).square().mean() / 2).backward()
     torch.testing.assert_close(gradients(model), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_readout_that_was_replaced_is_missed() -> None:
+    """``resize_token_embeddings`` makes a new readout, without the multiplier of the old one."""
+    config = transformers.LlamaConfig(
+        vocab_size=307, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4
+    )
+    model = transformers.LlamaForCausalLM(config)
+    mu = autofit.muify(model, base=32)
+    mu.optimizer("adamw", lr=0.01)
+    model.resize_token_embeddings(311)
+    with pytest.raises(autofit.LoweringError, match=r"lm_head has lost its multiplier(.|\n)*resize_token_embeddings"):
+        mu.optimizer("adamw", lr=0.01)
