@@ -270,14 +270,18 @@ class Widths:
                         yield name, axis, members, size
 
     def _variable_size(self, cell: Cell, atom: Cell, variable: set[int]) -> int:
-        """How wide the part of an axis is that an indivisible cell is in, without what can never grow."""
+        """How wide the part of an axis is that an indivisible cell is in, without the data in it.
+
+        What the program stacks, as sines and cosines, is part of a width.
+        """
         root = self.axes.find(cell)
         if root.kind == "cat":
             part = next(p for p in root.parts if any(a is atom for a in self.axes.atoms(p)))
             return self._variable_size(part, atom, variable)
         if root.kind == "atom":
             return root.size
-        return prod(f.size for f in self.axes.factors(root) if any(a.serial in variable for a in self.axes.atoms(f)))
+        counts = variable | {s for s, kinds in self.kinds.items() if "stacked" in kinds}
+        return prod(f.size for f in self.axes.factors(root) if any(a.serial in counts for a in self.axes.atoms(f)))
 
     def _whole_axes(self, dimensions: Iterable[Dimension]) -> tuple[dict[int, str], dict[int, str]]:
         """By size: growing dimensions that weights contract as a whole axis, and parameters that contract or look

@@ -84,8 +84,8 @@ def beside_text(model: Any, pictures: dict[str, torch.Tensor], batch: int = BATC
     with torch.no_grad():
         seen = owner.get_image_features(**{k: v for k, v in pictures.items() if k in takes})
     features = getattr(seen, "pooler_output", seen)
-    if features is None:  # given layer by layer
-        features = seen.deepstack_features[0][1]
+    if features is None:  # not merged, or given layer by layer
+        features = seen.deepstack_features[0][1] if hasattr(seen, "deepstack_features") else seen.last_hidden_state
     features = list(features) if isinstance(features, tuple | list) else [features]
     count = sum(f.numel() // f.shape[-1] for f in features) // batch
     token = image_token(model.config)
