@@ -199,7 +199,8 @@ def _carrier(carrier: Carrier) -> str:
         "key": "the key of",
         "weight": "the init and lr of",
     }
-    return f"{words.get(carrier.place, '')} {carrier.path}{part}"
+    root = ", its root: both sides are that" if carrier.power != 1 else ""
+    return f"{words.get(carrier.place, '')} {carrier.path}{part}{root}"
 
 
 def _groups(plan: Plan) -> Group:

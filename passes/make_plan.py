@@ -66,6 +66,13 @@ class MakePlan:
                         todo="use init='auto', or make the readout a module of its own",
                     )
                 for name in (carrier.path, *carrier.also):
+                    if self.frozen == "keep" and not roles.parameters[name].parameter.trainable:
+                        raise PlanError(
+                            f"the multiplier {site.multiplier:g} of {site.where} can only go into {name}, which is "
+                            "frozen and to be kept",
+                            where=site.where,
+                            todo="put a module around what is multiplied, or train this parameter",
+                        )
                     folds[name] = folds.get(name, 1.0) * site.multiplier
         depth = _depth(roles)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())

@@ -452,7 +452,7 @@ def _unknown(
         _known_size(axes, root, ChainMap({s: (x * a.size, "") for s, a in unknown.items()}, known), of_cell) or 0
         for x in range(3)
     )
-    if not unknown or two - one != one - none:
+    if not unknown or two - one != one - none or one == none:
         return [], 0
     return list(unknown.values()), (size - none) / (one - none)
 

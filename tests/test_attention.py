@@ -378,6 +378,10 @@ def test_a_learned_scale_carries_the_factor_of_features_that_are_outputs() -> No
     mu = autofit.muify(model, x, base=Compared(32).double())
     assert [(str(s.carrier), s.multiplier) for s in mu.plan.sites if s.kind != "readout"] == [("weight scale", 0.5)]
     torch.testing.assert_close(model(x), expected(x))
+    frozen = Compared(64)
+    frozen.scale.requires_grad_(False)
+    with pytest.raises(autofit.PlanError, match="can only go into scale, which is frozen"):
+        autofit.analyze(frozen, x.float(), base=Compared(32), frozen="keep")
     one = mu.optimizer(torch.optim.Adam, lr=0.01, eps=0.0)
     hidden = [p for n, p in expected.named_parameters() if ".1.weight" in n]
     others = [p for n, p in expected.named_parameters() if ".1.weight" not in n]
@@ -410,4 +414,5 @@ def test_both_sides_of_a_product_carry_the_root_of_its_factor() -> None:
     mu = autofit.muify(model, x, base=Alike(32), init="keep")
     (site,) = mu.plan.sites
     assert (str(site.carrier), site.carrier.power, site.multiplier) == ("output head", 0.5, 0.5)
+    assert "its root" in str(mu)
     torch.testing.assert_close(model(x), (z @ z.T / 2).softmax(-1))
