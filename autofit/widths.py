@@ -115,7 +115,7 @@ class Widths:
             kinds = self.kinds.get(cell.serial, set())
             if self.growable(cell) and "weight" not in kinds and self.grow == "heads":
                 reasons[cell.serial] = "summed only between activations (head size)"
-            elif self.growable(cell) and {"shares", "weight"} <= kinds:
+            elif self.growable(cell) and "shares" in kinds and "sizes" not in kinds:
                 reasons[cell.serial] = CLASSES
         for factors in products:
             free = [f for f in factors if not all(a.serial in reasons for a in f)]

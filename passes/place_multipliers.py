@@ -119,11 +119,19 @@ class _Placer:
             return None
         if site.kind == "embedding":  # the path is the value's only way on: all of it is scaled
             return Carrier("output", owner) if self._all_calls_are_sites(owner, site) else None
+        if len(self.calls[owner]) > 1 and any(self._on_both_sides(owner, s) for s in self.sites.values()):
+            return None  # would count twice
         mine = self._claim(node, path, site)
         if mine is None or any(self._claim_of_call(key, owner, site) != mine for key in self.calls[owner]):
             return None
         width = node.meta["val"].shape[-1]
         return Carrier("output", owner, () if len(mine) == width else _ranges(mine))
+
+    @staticmethod
+    def _on_both_sides(owner: str, site: Site) -> bool:
+        """Whether one call of a module is on one side of a product, and another call on the other."""
+        sides = [{n for n in path if module_path(n) == owner} for path in site.paths]
+        return len(sides) == 2 and all(sides) and sides[0].isdisjoint(sides[1])
 
     def _claim(self, node: fx.Node, path: tuple[fx.Node, ...], *sites: Site) -> set[int] | None:
         """Elements of the last axis of a value that go to these sites and nowhere else; ``path`` is the first's."""

@@ -396,6 +396,7 @@ def _solve(
                 settle(pending_cell, share, where)
             else:
                 left.append((pending_cell, int(share), where))
+        pending = left
         if not progress:
             for root, size, where in left:
                 unknown, ratio = _unknown(axes, root, size, known, of_cell)
@@ -415,7 +416,6 @@ def _solve(
                 )
             if not kept:
                 break
-        pending = left
     for root, size, where in pending:
         if size != root.size:
             raise BaseError(

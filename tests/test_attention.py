@@ -416,3 +416,26 @@ def test_both_sides_of_a_product_carry_the_root_of_its_factor() -> None:
     assert (str(site.carrier), site.carrier.power, site.multiplier) == ("output head", 0.5, 0.5)
     assert "its root" in str(mu)
     torch.testing.assert_close(model(x), (z @ z.T / 2).softmax(-1))
+
+
+class OneDropout(Alike):
+    """Queries and keys that pass the same module, one after the other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.keys, self.drop = nn.Linear(width, width), nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        return (self.drop(self.head(h)) @ self.drop(self.keys(h)).T).softmax(-1)
+
+
+def test_a_module_on_both_sides_of_a_product_does_not_carry_its_factor() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 5)
+    model, plain = OneDropout(64), OneDropout(64)
+    plain.load_state_dict(model.state_dict())
+    mu = autofit.muify(model, x, base=OneDropout(32), init="keep")
+    assert [str(s.carrier) for s in mu.plan.sites] == ["output head"]
+    h = plain.first(x).relu()
+    torch.testing.assert_close(model(x), (plain.head(h) @ plain.keys(h).T / 2).softmax(-1))

@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from autofit.dims import Axes, AxisConflictError, Cell, Evidence, Gap, Kind, Product, Use
-from autofit.flow import flat_cells
-from autofit.program import shape_of
+from autofit.flow import CASTS, STRUCTURAL, flat_cells
+from autofit.program import op_name, shape_of
 
 
 class Context:
@@ -144,6 +144,7 @@ class Context:
                     kind = "elementwise"
                 kinds.append((cell, kind))
                 if kind == "in":
+                    self.note(cell, "shares" if self._is_softmax(partner, cell) else "sizes", node)
                     self.note(by_letter[1 - side][letter], "weight", node)
                     self.note(cell, "weight", node)
                 elif kind == "stack":
@@ -172,6 +173,14 @@ class Context:
         elif origins == ["constant", "weight"] and "linear" in str(node.target):  # of positions, or of zeros
             self.origin[node.name] = "data"
         return origins[0], origins[1]
+
+    def _is_softmax(self, node: fx.Node, cell: Cell) -> bool:
+        """Whether the elements of an axis of a value are shares of one."""
+        while node.op == "call_function" and op_name(node) in STRUCTURAL | CASTS:
+            node = node.all_input_nodes[0]
+        if node.op != "call_function" or op_name(node) not in ("aten.softmax", "aten._softmax"):
+            return False
+        return self.axes.find(self[node][int(node.args[1])]) is self.axes.find(cell)  # type: ignore[arg-type]
 
     def _is_held(self, node: fx.Node) -> bool:
         """Whether a constant comes from a tensor that the model holds, as a quantised weight does."""

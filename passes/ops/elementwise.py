@@ -154,20 +154,12 @@ def _sum_of_product(ctx: Context, node: Call) -> None:
     ctx.use(node, weight, kinds, partner)
 
 
-def softmax(ctx: Context, node: Call) -> None:
-    """(a, b) -> (a, b): b becomes shares of one."""
-    unary(ctx, node)
-    out = ctx[node]
-    if out:
-        ctx.note(out[int(node.args[1] if len(node.args) > 1 else node.kwargs["dim"])], "shares", node)
-
-
 def assertion(ctx: Context, node: Call) -> None:
     """x -> nothing."""
 
 
 UNARY = (
-    "cumsum cumprod logcumsumexp cummax cummin flip roll dropout "
+    "softmax log_softmax _softmax _log_softmax softmin cumsum cumprod logcumsumexp cummax cummin flip roll dropout "
     "alpha_dropout feature_dropout native_dropout contiguous clone alias detach lift_fresh_copy lift_fresh "
     "to _to_copy type_as triu tril zeros_like ones_like empty_like full_like rand_like randn_like "
     "randint_like bernoulli uniform exponential log_normal random cauchy geometric "
@@ -186,7 +178,6 @@ POINTWISE = (
 )
 RULES: dict[str, Rule] = {
     **{f"aten.{n}": unary for n in UNARY.split()},
-    **{f"aten.{n}": softmax for n in "softmax log_softmax _softmax _log_softmax softmin".split()},
     **{f"aten.{n}": pointwise for n in POINTWISE.split()},
     **{
         f"aten.{n}": reduction
