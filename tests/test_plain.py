@@ -587,3 +587,21 @@ class TwiceWide(nn.Module):
 def test_a_number_means_one_of_the_widths_that_are_read_out_together() -> None:
     found = autofit.analyze(TwiceWide(), torch.randn(2, 7, 10), base=32).plan
     assert {p.r_in for p in found.parameters.values()} == {1, 2}
+
+
+class Merged(nn.Module):
+    """Four patches are merged into one, in an order of its own: their number is no width."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.see, self.norm, self.head = nn.Linear(10, width), nn.LayerNorm(4 * width), nn.Linear(4 * width, 3)
+        self.register_buffer("order", torch.arange(16).flip(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.see(x)[:, self.order]
+        return self.head(self.norm(x.view(len(x), 4, -1)))
+
+
+def test_chosen_positions_are_data_like_those_they_are_chosen_from() -> None:
+    found = autofit.analyze(Merged(), torch.randn(2, 16, 10), base=32).plan
+    assert (found.parameters["see.weight"].r_out, found.parameters["head.weight"].r_in) == (2, 2)

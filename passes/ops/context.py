@@ -231,6 +231,11 @@ class Context:
         """Record that a weight enters an op without being contracted."""
         self.use(node, operand, [(c, "elementwise") for c in self[operand]])
 
+    def holds_data(self, cell: Cell) -> bool:
+        """Whether an axis is data, or data joined with what a program made to fill it up."""
+        root = self.axes.find(cell)
+        return any(a.fixed for a in self.axes.atoms(root)) if root.kind == "cat" else root.fixed
+
     def gap(self, node: fx.Node, reason: str, cells: tuple[Cell, ...] | None = None) -> None:
         """Record that the rules do not say what this op does with some axes, or with all axes of its inputs."""
         if cells is None:

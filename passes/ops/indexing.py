@@ -48,6 +48,9 @@ def index(ctx: Context, node: Call) -> None:
     elif len(used) == 1:
         mask = len(ctx[indices[used[0]]])
         ctx.unify_all(out[at + 1 :], before[at + mask :])
+        rank, used = 1, list(range(at, at + mask))
+    if all(ctx.holds_data(before[i]) for i in used):
+        ctx.data(out[at : at + rank], node)  # a choice of positions
     _looked_up(ctx, node, x, set(used))
 
 
@@ -66,6 +69,8 @@ def index_select(ctx: Context, node: Call) -> None:
     at = int(dim) % len(ctx[x])
     for i, (o, b) in enumerate(zip(ctx[node], ctx[x], strict=True)):
         ctx.unify(o, ctx[indices][0] if i == at else b)
+    if ctx.holds_data(ctx[x][at]):
+        ctx.data([ctx[node][at]], node)
     _looked_up(ctx, node, x, {at})
 
 

@@ -286,14 +286,8 @@ def pad(ctx: Context, node: Call) -> None:
     for o, b in zip(out, before, strict=True):
         if o.size == b.size:
             ctx.unify(o, b)
-        elif _holds_data(ctx, b):
+        elif ctx.holds_data(b):
             ctx.data([o], node)
-
-
-def _holds_data(ctx: Context, cell: Cell) -> bool:
-    """Whether an axis is data, or data joined with what a program made to fill it up."""
-    root = ctx.axes.find(cell)
-    return any(a.fixed for a in ctx.axes.atoms(root)) if root.kind == "cat" else root.fixed
 
 
 def diff(ctx: Context, node: Call) -> None:
