@@ -148,7 +148,8 @@ class Widths:
         elif self.grow == "head_dim":
             summed = [f for f in factors if any(a.serial in self.summed for a in f)]
             factors = summed or factors
-        return max(factors, key=lambda f: (count[f[0].serial], -f[0].serial))
+        made = [f for f in factors if all("copies" not in self.kinds.get(a.serial, ()) for a in f)]
+        return max(made or factors, key=lambda f: (count[f[0].serial], -f[0].serial))
 
     def _atoms(self) -> Iterable[Cell]:
         return (c for c in self.axes.cells if c.parent is c and c.kind == "atom")
@@ -302,8 +303,9 @@ class Widths:
         """Factors that nothing contracts, beside others that say what grows: dimensions only where a base says so."""
         found: dict[str, Dimension] = {}
         for name, cells in self.dims.of_parameter.items():
-            for axis, cell in enumerate(c for c in cells if self.axes.find(c).kind == "product"):
-                atoms = [a for a in self.axes.atoms(cell) if a.size > 1]
+            parts = ((axis, part) for axis, cell in enumerate(cells) for part in self.axes.segments(cell))
+            for axis, part in parts:
+                atoms = [a for a in self.axes.atoms(part) if a.size > 1]
                 for at, atom in enumerate(atoms):
                     if self._is_loose(atom) and not all(self._is_loose(a) for a in atoms):
                         label, one = f"{name}[{axis}].part{at}", float(atom.size)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import fx
 
 from autofit.dims import Cell, Product, Use
@@ -23,6 +24,10 @@ EXPONENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
 
 def _near(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-5)
+
+
+def _is_bfloat16(value: float) -> bool:
+    return float(torch.tensor(value, dtype=torch.bfloat16)) == value
 
 
 @dataclass(frozen=True)
@@ -346,7 +351,7 @@ class _Reader:
 
     def exponent(self, factors: Iterable[Factor], size: int, ratio: float) -> tuple[float, float, str]:
         """Exponent of ``ratio`` in a product of constants, their value, and how it is known."""
-        total, scale, told = 0.0, 1.0, ""
+        total, scale, told, tolerance = 0.0, 1.0, "", 1e-6
         for f in factors:
             scale *= f.value
             if f.key == "default":
@@ -357,6 +362,8 @@ class _Reader:
                 change = measured[0] / measured[1]
                 total += math.log(1 / change if f.inverse else change) / math.log(ratio)
                 told = ", measured against the base"
+                if all(_is_bfloat16(v) for v in measured):  # eight bits of the value are told
+                    tolerance = max(tolerance, abs(2**-8 / math.log(ratio)))
                 continue
             elsewhere = any(math.isclose(f.value, s**-0.5, rel_tol=1e-5) for s in self.summed - {size})
             for e in EXPONENTS:
@@ -375,7 +382,7 @@ class _Reader:
                 elif not _near(f.value, round(f.value)) or f.value > 2:
                     told = told or f", {f.value:.6g} taken to be the same at any width"
         snapped = round(total * 4) / 4
-        return (snapped if abs(total - snapped) < 1e-6 else total), scale, told
+        return (snapped if abs(total - snapped) < tolerance else total), scale, told
 
     def growing_size(self, cells: Iterable[Cell]) -> int:
         """Elements of what grows along some axes: of the factors of a product, of all of any other."""

@@ -63,9 +63,9 @@ class _Placer:
             or self.weight(site)
             or self.learned_scale(site)
             or self.both_sides(site)
-            or self.outputs(site)
         )
-        if found is None and (shared := self.shared_output(site)) is not None:
+        shared = None if found else self.outputs(site) or self.shared_output(site)
+        if shared is not None:
             carrier, nodes = shared
             self.placed |= dict.fromkeys(nodes, carrier)
             return
@@ -122,7 +122,7 @@ class _Placer:
         if len(self.calls[owner]) > 1 and any(self._on_both_sides(owner, s) for s in self.sites.values()):
             return None  # would count twice
         mine = self._claim(node, path, site)
-        if mine is None or any(self._claim_of_call(key, owner, site) != mine for key in self.calls[owner]):
+        if not mine or any(self._claim_of_call(key, owner, site) != mine for key in self.calls[owner]):
             return None
         width = node.meta["val"].shape[-1]
         return Carrier("output", owner, () if len(mine) == width else _ranges(mine))
@@ -133,33 +133,40 @@ class _Placer:
         sides = [{n for n in path if module_path(n) == owner} for path in site.paths]
         return len(sides) == 2 and all(sides) and sides[0].isdisjoint(sides[1])
 
-    def _claim(self, node: fx.Node, path: tuple[fx.Node, ...], *sites: Site) -> set[int] | None:
-        """Elements of the last axis of a value that go to these sites and nowhere else; ``path`` is the first's."""
-        ends = {(sites[0].node, path[0])} | {(s.node, p[0]) for s in sites[1:] for p in s.paths if node in p}
-        if len({site for site, _ in ends}) < len(ends):
-            return None  # both sides of one product
-        mine, others = self._runs(node, ends)
-        return mine or None if mine is not None and others is not None and not mine & others else None
+    def _claim(self, node: fx.Node, path: tuple[fx.Node, ...], *sites: Site, by: fx.Node | None = None) -> set[int]:
+        """Elements of the last axis of a value that go to these sites and nowhere else; none if any does.
 
-    def outputs(self, site: Site) -> Carrier | None:
-        """The modules whose outputs are the terms of a sum, or the parts of a stack, that goes to this site alone."""
+        ``path`` is the first site's; it and the others' paths pass ``by``, which is the value itself unless told.
+        """
+        by = by or node
+        ends = {(sites[0].node, path[0])} | {(s.node, p[0]) for s in sites[1:] for p in s.paths if by in p}
+        if len({site for site, _ in ends}) < len(ends):
+            return set()  # both sides of one product
+        mine, others = self._runs(node, ends)
+        return mine if mine and others is not None and not mine & others else set()
+
+    def outputs(self, site: Site) -> tuple[Carrier, list[fx.Node]] | None:
+        """The modules whose outputs are the terms of a sum, or the parts of a stack, that goes to this site, or to
+        several of one multiplier; and the nodes of these sites.
+        """
         for path in site.paths:
             terms = [n for n in path[-1].all_input_nodes if self._is_data(n)]
             if op_name(path[-1]) not in SUMS or len(terms) < 2:
                 continue
-            found = [next(self._whole_outputs(term, path, site), None) for term in terms]
+            sites = [site, *(s for s in self.sites.values() if s is not site and self._shares(s, site, path[-1]))]
+            found = [next(self._whole_outputs(term, path, sites), None) for term in terms]
             owners = [owner for owner in found if owner is not None]
             if len(owners) == len(set(owners)) == len(terms):
-                return Carrier("output", owners[0], (), tuple(owners[1:]))
+                return Carrier("output", owners[0], (), tuple(owners[1:])), [s.node for s in sites]
         return None
 
-    def _whole_outputs(self, term: fx.Node, path: tuple[fx.Node, ...], site: Site) -> Iterator[str]:
-        """Modules, called once, whose whole output goes to a site by one term."""
+    def _whole_outputs(self, term: fx.Node, path: tuple[fx.Node, ...], sites: list[Site]) -> Iterator[str]:
+        """Modules, called once, whose whole output goes to these sites by one term."""
         for node in self.flow.upstream(term).nodes:
             owner = module_path(node)
             leaves = owner and not any(owner in module_paths(u) for u in node.users)
-            mine = self._claim(node, path, site) if leaves and len(self.calls[owner]) == 1 else None
-            if mine and len(mine) == node.meta["val"].shape[-1]:
+            alone = leaves and len(self.calls[owner]) == 1
+            if alone and len(self._claim(node, path, *sites, by=path[-1])) == node.meta["val"].shape[-1]:
                 yield owner
 
     def both_sides(self, site: Site) -> Carrier | None:
@@ -188,7 +195,7 @@ class _Placer:
                 alike = [s for s in self.sites.values() if s is not site and self._shares(s, site, node)]
                 if not alike or not owner or any(owner in module_paths(u) for u in node.users):
                     continue
-                mine = self._claim(node, path, site, *alike) if len(self.calls[owner]) == 1 else None
+                mine = self._claim(node, path, site, *alike) if len(self.calls[owner]) == 1 else set()
                 if mine:
                     whole = len(mine) == node.meta["val"].shape[-1]
                     carrier = Carrier("output", owner, () if whole else _ranges(mine))
@@ -200,7 +207,7 @@ class _Placer:
         alike = other.kind == site.kind and math.isclose(other.multiplier, site.multiplier)
         return alike and other.node not in self.placed and any(node in p for p in other.paths)
 
-    def _claim_of_call(self, key: str, owner: str, like: Site) -> set[int] | None:
+    def _claim_of_call(self, key: str, owner: str, like: Site) -> set[int]:
         """What a site of the same multiplier claims of one call's output: a shared module scales all its calls."""
         call = set(self.inside[key])
         for site in self.sites.values():
@@ -208,10 +215,10 @@ class _Placer:
                 continue
             for path in site.paths:
                 node = next((n for n in path if n in call and module_path(n) == owner), None)
-                claim = self._claim(node, path, site) if node is not None else None
+                claim = self._claim(node, path, site) if node is not None else set()
                 if claim:
                     return claim
-        return None
+        return set()
 
     def _between(self, start: fx.Node, end: fx.Node, site: fx.Node) -> set[fx.Node]:
         """Nodes on any way from ``start`` to ``end``."""

@@ -354,6 +354,36 @@ def test_all_terms_carry_the_factor(stacked: bool) -> None:
     torch.testing.assert_close(model(x) - model.last.bias, (expected(x) - expected.last.bias) / 2)
 
 
+class Sliced(nn.Module):
+    """A stack of two queries of which each meets keys of its own; the second's keys are made from the first's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(width, 3)
+        self.parts = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        a, b, c, d = (part(h) for part in self.parts)
+        q, scale = torch.stack((a, b), 1), a.shape[-1] ** 0.5
+        one, two = (q[:, :1] @ c.mT[:, None] / scale).softmax(-1), (q[:, 1:] @ (c + d).mT[:, None] / scale).softmax(-1)
+        return self.last(((one + two) @ h[:, None]).squeeze(1))
+
+
+def test_parts_of_a_stack_carry_the_factor_of_several_sites() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5)
+    model, expected = Sliced(64), Sliced(64)
+    expected.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for p in expected.parts[:2].parameters():
+            p *= 0.5**0.5
+    mu = autofit.muify(model, x, base=Sliced(32), init="keep")
+    attention = [s for s in mu.plan.sites if s.kind == "attention"]
+    assert [str(s.carrier) for s in attention] == ["output parts.0 and 1 more"] * 2
+    torch.testing.assert_close(model(x) - model.last.bias, (expected(x) - expected.last.bias) / 2)
+
+
 class Compared(nn.Module):
     """Two towers that give their features and a learned scale of the features' product."""
 

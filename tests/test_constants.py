@@ -356,3 +356,21 @@ class PerLayer(nn.Module):
 def test_a_table_for_all_layers_has_the_scale_of_one(base: object) -> None:
     sites = autofit.analyze(PerLayer(64), torch.zeros(3, 7, dtype=torch.long), base=base).plan.sites
     assert [(s.present, s.multiplier) for s in sites if s.kind == "embedding"] == [(0.5, 0.5)]
+
+
+class Rounded(nn.Module):
+    """An embedding times the root of its width, kept in bfloat16 (RecurrentGemma)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(31, width), nn.Linear(width, 5)
+        self.normalizer = nn.Buffer(torch.tensor(width**0.5, dtype=torch.bfloat16))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(ids) * self.normalizer.float())
+
+
+def test_a_constant_that_was_rounded_is_read_to_its_last_bit() -> None:
+    """bfloat16 keeps sqrt(32) as 5.65625."""
+    sites = autofit.analyze(Rounded(64), torch.zeros(3, 7, dtype=torch.long), base=Rounded(32)).plan.sites
+    assert [(s.present, s.multiplier) for s in sites if s.kind == "embedding"] == [(0.5, 0.5**0.5)]

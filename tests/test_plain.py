@@ -456,6 +456,37 @@ def test_streams_beside_a_width_do_not_grow(base: int | str) -> None:
     }
 
 
+class MixedStreams(nn.Module):
+    """Copies of one width side by side, mixed by weights of low rank that are as wide as all of them."""
+
+    def __init__(self, width: int = 64, streams: int = 4, rank: int = 16) -> None:
+        super().__init__()
+        self.streams = streams
+        self.embed, self.head = nn.Embedding(31, width), nn.Linear(width, 31)
+        self.down, self.up = nn.Linear(streams * width, rank), nn.Linear(rank, streams * width)
+        self.inject, self.layer = nn.Linear(streams * width, streams), nn.Linear(width, width)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids).repeat(1, 1, self.streams)
+        gates = self.up(F.silu(self.down(x))).sigmoid().unflatten(-1, (self.streams, -1))
+        inner = self.layer((gates * x.unflatten(-1, (self.streams, -1))).mean(-2))
+        x = x + (self.inject(x).sigmoid().unsqueeze(-1) * inner.unsqueeze(-2)).flatten(-2)
+        return self.head(x.unflatten(-1, (self.streams, -1)).mean(-2))
+
+
+def test_copies_of_a_width_do_not_grow_in_its_place() -> None:
+    plan = autofit.analyze(MixedStreams(), torch.zeros(3, 7, dtype=torch.long), base=16).plan
+    found = {n: (p.role, p.r_in, p.r_out) for n, p in plan.parameters.items() if n.endswith("weight")}
+    assert found == {
+        "embed.weight": ("input", 1, 4),
+        "down.weight": ("hidden", 4, 4),
+        "up.weight": ("hidden", 4, 4),
+        "inject.weight": ("output", 4, 1),
+        "layer.weight": ("hidden", 4, 4),
+        "head.weight": ("output", 4, 1),
+    }
+
+
 class Placed(nn.Module):
     """An image's features take the places of some tokens, and are sorted by a score."""
 

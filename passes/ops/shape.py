@@ -69,7 +69,11 @@ def view_as_real(ctx: Context, node: Call) -> None:
 
 def expand(ctx: Context, node: Call) -> None:
     """(1, b) -> (n, b): axes of size 1 are repeated, the others stay."""
-    ctx.broadcast(ctx[node], ctx[node.args[0]])
+    before, out = ctx[node.args[0]], ctx[node]
+    ctx.broadcast(out, before)
+    for o, b in zip(reversed(out), reversed(before), strict=False):
+        if b.size == 1 < o.size:
+            ctx.note(o, "copies", node)
 
 
 def repeat(ctx: Context, node: Call) -> None:
@@ -84,6 +88,7 @@ def repeat(ctx: Context, node: Call) -> None:
         else:
             count = ctx.axes.new(o.size // b.size, node.name, "count")
             ctx.axes.join(o, [count, b])
+            ctx.note(count, "copies", node)
 
 
 def repeat_interleave(ctx: Context, node: Call) -> None:
