@@ -170,7 +170,7 @@ class Context:
                 origins[table] = "data"
                 self._table_use(node, (left, right)[table], equation[table], equation[1 - table])
                 self.origin[node.name] = "data"
-        elif origins == ["constant", "weight"] and "linear" in str(node.target):  # of positions, or of zeros
+        elif origins == ["constant", "weight"] and op_name(node) == "aten.linear":  # of positions, or of zeros
             self.origin[node.name] = "data"
         return origins[0], origins[1]
 
