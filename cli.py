@@ -103,6 +103,34 @@ def explain(
     Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)
 
 
+@app.command
+def rules(
+    *,
+    scheme: str = "mup",
+    optimizer: str | None = None,
+    form: str | None = None,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    markdown: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print the one table of all rules: factors on init, multipliers and optimizer settings, by role.
+
+    Args:
+        scheme: parametrization.
+        optimizer: one optimizer in detail, every cell with its source.
+        form: where the multipliers are.
+        json_: print JSON.
+        markdown: print Markdown.
+    """
+    from autofit import rulebook
+
+    if json_:
+        print(json.dumps(rulebook.to_json(scheme, optimizer, form), indent=2))
+    elif markdown:
+        print(rulebook.markdown(rulebook.sheets(scheme, optimizer, form)))
+    else:
+        Console(highlight=False).print(rulebook.rich(rulebook.sheets(scheme, optimizer, form)))
+
+
 def _analyze(target: str, base: str, settings: list[str], base_settings: list[str], **options: Any) -> Any:
     from autofit.api import analyze
 

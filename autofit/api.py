@@ -192,7 +192,7 @@ def analyze(
     say("base")
     growth = _resolve(base, example, grow, strict, frozen, dims)
     say("roles")
-    roles = AssignRoles(strict=strict, frozen=frozen, unused=unused)(growth)
+    roles = AssignRoles(scheme, strict=strict, frozen=frozen, unused=unused)(growth)
     say("plan")
     carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
     make = MakePlan(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,32 +15,16 @@ from torch import nn
 
 from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
-from autofit.schemes import power, rules
+from autofit.rules import factors, optimizers, table
 
+SETTINGS = ("lr", "weight_decay", "eps")
 Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Optimizers that share a rule.
-
-    Attributes:
-        name: ``adam`` (updates of unit scale) or ``sgd`` (updates proportional to the gradient).
-        has_eps: whether epsilon is added to a root mean square of gradients.
-        decoupled: whether weight decay multiplies the weights directly (AdamW).
-    """
-
-    name: str
-    has_eps: bool
-    decoupled: bool
-
-
-FAMILIES: dict[str, Family] = {
-    "adam": Family("adam", True, False),
-    "adamw": Family("adam", True, True),
-    "sgd": Family("sgd", False, False),
-}
-CLASSES: dict[type, str] = {torch.optim.Adam: "adam", torch.optim.AdamW: "adamw", torch.optim.SGD: "sgd"}
+@cache
+def _classes() -> dict[type, str]:
+    """Names in the rule table by class."""
+    return {pkgutil.resolve_name(o.path): name for name, o in optimizers().items()}
 
 
 def optimizer_class(optimizer: str | type) -> tuple[type, str]:
@@ -49,30 +34,27 @@ def optimizer_class(optimizer: str | type) -> tuple[type, str]:
         OptimizerError: no rule is known for it.
     """
     if isinstance(optimizer, str):
-        for cls, name in CLASSES.items():
+        for cls, name in _classes().items():
             if name == optimizer.lower():
                 return cls, name
     elif isinstance(optimizer, type):
         for base in optimizer.__mro__:
-            if base in CLASSES:
+            if base in _classes():
                 # AdamW derives from Adam: the nearest base counts
-                return optimizer, CLASSES[base]
+                return optimizer, _classes()[base]
     shown = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", repr(optimizer))
     raise OptimizerError(
         f"no muP rule is known for the optimizer {shown!r}",
-        todo=f"use one of: {', '.join(FAMILIES)}; a wrong rule would be silently wrong, so none is guessed",
+        todo=f"use one of: {', '.join(optimizers())}; a wrong rule would be silently wrong, so none is guessed",
     )
 
 
-def factors(plan: Plan, p: ParameterPlan, rule: str, *, scale_eps: bool = True) -> dict[str, float]:
+def scaled(plan: Plan, p: ParameterPlan, rule: str, *, scale_eps: bool = True) -> dict[str, float]:
     """Factors on lr, weight decay and eps of one parameter, relative to the base (TP5 Table 8, Lemma J.1)."""
-    row, family = rules(plan.scheme)[p.rule], FAMILIES[rule]
-    if family.name == "sgd":
-        lr = power(row.sgd_lr, p.r_in, p.r_out) * p.fold**2
-        return {"lr": lr, "weight_decay": 1 / lr}
-    lr = power(row.adam_lr, p.r_in, p.r_out) * p.fold
-    eps = power(row.adam_eps, p.r_in, p.r_out) / p.fold if scale_eps else 1.0
-    return {"lr": lr, "weight_decay": 1 / lr if family.decoupled else 1.0, "eps": eps}
+    chosen = table(plan.scheme, rule)
+    ratios, moved = {"r_in": p.r_in, "r_out": p.r_out}, factors(chosen.optimizer)
+    cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
+    return cells if scale_eps else cells | {"eps": 1.0} if "eps" in cells else cells
 
 
 def check_number(name: str, value: Any) -> float:
@@ -142,7 +124,7 @@ def param_groups(
                 f"{name} is not in the plan: it was added after muify", todo="add parameters before muify"
             )
         values = {**settings, **own, **((per_parameter(name, p) or {}) if per_parameter else {})}
-        for key, factor in factors(plan, plan.parameters[name], rule, scale_eps=scale_eps).items():
+        for key, factor in scaled(plan, plan.parameters[name], rule, scale_eps=scale_eps).items():
             if key in values:
                 values[key] = check_number(f"{key} of {name}", values[key]) * factor
         setting = tuple(sorted((k, repr(v)) for k, v in values.items()))

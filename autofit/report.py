@@ -151,7 +151,7 @@ def _parameters(plan: Plan) -> Group:
     table = _table("parameter", "role", "in", "out", "init", "lr", right=("in", "out", "init", "lr"))
     rows: dict[tuple[Any, ...], list[ParameterPlan]] = {}
     for p in plan.parameters.values():
-        rule = optim.factors(plan, p, "adamw")
+        rule = optim.scaled(plan, p, "adamw")
         key = (p.role, p.rule, p.r_in, p.r_out, round(p.init_factor, 9), rule["lr"], p.segments != ())
         rows.setdefault(key, []).append(p)
     for role in ROLE_ORDER:
@@ -214,7 +214,7 @@ def _groups(plan: Plan) -> Group:
     )
     found: dict[tuple[float, float, float], int] = {}
     for p in plan.parameters.values():
-        f = optim.factors(plan, p, "adamw")
+        f = optim.scaled(plan, p, "adamw")
         key = (f["lr"], f["weight_decay"], f["eps"])
         found[key] = found.get(key, 0) + 1
     for i, ((lr, wd, eps), n) in enumerate(found.items()):

@@ -17,6 +17,7 @@ from autofit.growth import Growth
 from autofit.measure import Fan
 from autofit.program import LAYER_INDEX, Parameter, describe, module_path, op_name
 from autofit.roles import ParameterRole, Role, Roles, Segment, Site
+from autofit.rules import Table, table
 
 FROZEN = "computed by frozen weights, whose scale is kept"
 EXPONENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
@@ -35,11 +36,13 @@ class AssignRoles:
     """``Growth -> Roles``.
 
     Attributes:
+        scheme: whose scales the sites must have.
         strict: refuse where an answer would be a guess.
         frozen: ``keep`` leaves the scale of what parameters without gradient compute as it is.
         unused: ``freeze`` allows parameters that the example does not reach: they are not trained.
     """
 
+    scheme: str = "mup"
     strict: bool = True
     frozen: Literal["keep", "plan"] | None = None
     unused: Literal["freeze"] | None = None
@@ -51,7 +54,7 @@ class AssignRoles:
             DimensionError: under ``strict``, a parameter depends on an op without a rule.
             PlanError: under ``strict``, a matrix is never used, or an attention site is unsupported.
         """
-        reader = _Reader(growth)
+        reader = _Reader(growth, table(self.scheme))
         notes = []
         parameters: dict[str, ParameterRole] = {}
         unused = []
@@ -111,8 +114,13 @@ def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
 
 
 class _Reader:
-    def __init__(self, growth: Growth) -> None:
+    def __init__(self, growth: Growth, rules: Table) -> None:
         self.growth, self.dims, self.axes = growth, growth.dims, growth.dims.axes
+        self.exponents = {
+            "readout": rules.rules["output"].multiplier.exponent("r_in"),
+            "embedding": rules.rules["input"].multiplier.exponent("r_out"),
+            "attention": rules.sites["attention"].total.exponent("r"),
+        }
         self.flow = Flow(growth.dims)
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
@@ -300,7 +308,7 @@ class _Reader:
         )
 
     def attention(self, product: Product) -> Site:
-        """RULES 3: a sum over a product of two activations must end as r^-1."""
+        """RULES 3: in muP a sum over a product of two activations must end as r^-1."""
         node = product.node
         size = math.prod(a.size for a, _ in product.contracted)
         ratio = self.ratio(a for a, _ in product.contracted)
@@ -321,7 +329,7 @@ class _Reader:
         elif any(n in feeds and n is not node for path in (left, right) for n in path.nodes):
             treatment = "unsupported"
             reason = "one side is itself a sum over products of activations (linear attention)"
-        elif present == -1.0:
+        elif present == self.exponents["attention"]:
             treatment, reason = "nothing", f"already muP{told}"
         return Site(
             kind="attention",
@@ -330,7 +338,7 @@ class _Reader:
             where=describe(node),
             size=size,
             ratio=ratio,
-            exponent=-1.0,
+            exponent=self.exponents["attention"],
             present=present,
             scale=scale,
             paths=(left.nodes, right.nodes),
@@ -398,7 +406,7 @@ class _Reader:
         return (int(i) + 1 for i in LAYER_INDEX.findall(module_path(node)))
 
     def readout(self, use: Use) -> Site:
-        """RULES 2: the output of a readout is multiplied by r_in^-1, counting what is there."""
+        """RULES 2: in muP the output of a readout is multiplied by r_in^-1, counting what is there."""
         assert use.partner is not None
         ins = [c for c, k in use.cells if k == "in"]
         size, ratio = math.prod(c.size for c in ins), self.ratio(ins)
@@ -406,7 +414,7 @@ class _Reader:
         _, after = self.flow.downstream(use.node)
         present, scale, told = self.exponent((*path.factors, *after, *self.own_factors(use.node, size)), size, ratio)
         reason = f"sums over {self.name(ins)}" + (f"; scale {scale:.6g}{told}" if scale != 1 else "")
-        done = present == -1.0
+        done = present == self.exponents["readout"]
         return Site(
             kind="readout",
             parameter=use.parameter,
@@ -414,7 +422,7 @@ class _Reader:
             where=describe(use.node),
             size=size,
             ratio=ratio,
-            exponent=-1.0,
+            exponent=self.exponents["readout"],
             present=present,
             scale=scale,
             paths=(path.nodes,),
@@ -429,9 +437,10 @@ class _Reader:
         nodes, factors = self.flow.downstream(use.node)
         present, scale, told = self.exponent(factors, size, ratio)
         part = self.growing_size(outs)
+        wanted = self.exponents["embedding"]
         if factors and present == 0 and part != size:  # one table for all layers has that of one
             present, scale, told = self.exponent(factors, part, ratio)
-        if not factors or present == 0:
+        if present == wanted:
             return None
         return Site(
             kind="embedding",
@@ -440,7 +449,7 @@ class _Reader:
             where=describe(use.node),
             size=size,
             ratio=ratio,
-            exponent=0.0,
+            exponent=wanted,
             present=present,
             scale=scale,
             paths=(nodes,),

@@ -13,7 +13,7 @@ from autofit.measure import Fan, Law, Spread, find_law, pool
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
 from autofit.program import LAYER_INDEX
 from autofit.roles import ParameterRole, Roles
-from autofit.schemes import power, rules
+from autofit.rules import table
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class MakePlan:
         row: str = r.role
         if r.bottleneck:
             row = "bottleneck" if self.bottleneck == "hidden" else "bottleneck as output"
-        rule = rules(self.scheme)[row]
+        rule = table(self.scheme).rules[row]
         spread = self.spreads.get(r.parameter.name)
         alike = self.pooled.get(_fold(r.parameter.name, r.parameter.shape))
         law, factor = Law("not measured", 1.0), 1.0
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
-            target = power(rule.init, r.r_in, r.r_out)
+            target = rule.init(r_in=r.r_in, r_out=r.r_out)
             factor = law.growth * target
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
             factor = 1.0

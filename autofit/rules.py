@@ -1,0 +1,201 @@
+"""The table of all rules: how every setting of a parameter scales, by scheme, optimizer and form.
+
+The data are in ``schemes/*.toml``; every cell is a `Monomial` in growth ratios, with its source.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from autofit.errors import OptimizerError, PlanError
+from autofit.monomial import ONE, Monomial
+
+COLUMNS = ("multiplier", "init", "lr", "eps", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer and how its settings enter its update.
+
+    Attributes:
+        name: as in the table.
+        path: ``module.Class``.
+        family: whose column of a scheme's rules holds.
+        power: an update is proportional to this power of the gradient's scale.
+        decay: ``with lr`` (``w -= lr * wd * w``) or ``gradient`` (``g += wd * w``).
+        eps: whether it has a small number beside the root mean square of the gradients.
+        source: where its rule comes from.
+    """
+
+    name: str
+    path: str
+    family: str
+    power: int
+    decay: str
+    eps: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the settings of one kind of parameter scale, relative to the base.
+
+    Attributes:
+        what: the kind, in words.
+        multiplier: forward factor on what the parameter gives.
+        init: standard deviation of the initial values.
+        lr: learning rate.
+        eps: small number beside the root mean square of the gradients; ``None`` where the optimizer has none.
+        weight_decay: in the convention of the optimizer.
+        sources: by column; ``all`` for those that are not named.
+    """
+
+    what: str
+    multiplier: Monomial
+    init: Monomial
+    lr: Monomial
+    eps: Monomial | None
+    weight_decay: Monomial
+    sources: Mapping[str, str]
+
+    def source(self, column: str) -> str:
+        """Where a cell comes from."""
+        return self.sources.get(column, self.sources["all"])
+
+    def cells(self) -> Iterator[tuple[str, Monomial]]:
+        """Columns that this rule has, with their values."""
+        yield from ((c, v) for c in COLUMNS if (v := getattr(self, c)) is not None)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The scale that a sum in the forward pass must have.
+
+    Attributes:
+        what: which sums.
+        total: scale relative to the base, with the factors that the program already has.
+        source: where this comes from.
+    """
+
+    what: str
+    total: Monomial
+    source: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rules of one scheme for one optimizer in one form.
+
+    Attributes:
+        scheme, form: names.
+        optimizer: whose settings.
+        title, source: of the scheme.
+        rules: by kind of parameter.
+        sites: by kind of site.
+    """
+
+    scheme: str
+    form: str
+    optimizer: Optimizer
+    title: str
+    source: str
+    rules: Mapping[str, Rule]
+    sites: Mapping[str, Site]
+
+
+def move(rule: Rule, theta: Monomial, optimizer: Optimizer) -> Rule:
+    """The rule by which the same training run is had with a multiplier that is ``theta`` times as large.
+
+    The parameter is then ``1 / theta`` of what it was and its gradient ``theta`` times, so that one step of an
+    optimizer whose update goes with the gradient's ``power`` wants lr times ``theta^-(1 + power)``, eps and decay
+    moved along (TP5 Lemma J.1).
+    """
+    moved = factors(optimizer)
+    cells = {c: v * theta ** moved[c] for c, v in rule.cells()}
+    return replace(rule, **cells)  # type: ignore[arg-type]
+
+
+def factors(optimizer: Optimizer) -> dict[str, int]:
+    """Exponents of theta in the settings of a parameter that stands behind a multiplier ``theta`` times as large."""
+    return {
+        "multiplier": 1,
+        "init": -1,
+        "lr": -1 - optimizer.power,
+        "eps": 1,
+        "weight_decay": 2 if optimizer.decay == "gradient" else 1 + optimizer.power,
+    }
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files("autofit") / "schemes" / f"{name}.toml").read_text("utf-8"))
+
+
+@cache
+def schemes() -> tuple[str, ...]:
+    """Names of all schemes, the default first."""
+    files = (f.name.removesuffix(".toml") for f in (resources.files("autofit") / "schemes").iterdir())
+    return tuple(sorted((f for f in files if f != "optimizers"), key=lambda name: (name != "mup", name)))
+
+
+@cache
+def optimizers() -> Mapping[str, Optimizer]:
+    """All optimizers with a rule, by name."""
+    data = _read("optimizers")
+    found = {}
+    for name, o in data["optimizers"].items():
+        power = data["families"][o["family"]]["power"]
+        found[name] = Optimizer(name, o["class"], o["family"], power, o["decay"], o["eps"], o["source"])
+    return found
+
+
+@cache
+def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None) -> Table:
+    """The rules of one scheme for one optimizer.
+
+    Args:
+        scheme: one of `schemes`.
+        optimizer: one of `optimizers`.
+        form: where the multipliers are; ``None`` is the scheme's own.
+
+    Raises:
+        PlanError: no such scheme or form.
+        OptimizerError: no such optimizer.
+    """
+    if scheme not in schemes():
+        raise PlanError(f"unknown scheme {scheme!r}", todo=f"choose one of: {', '.join(schemes())}")
+    if optimizer not in optimizers():
+        raise OptimizerError(f"unknown optimizer {optimizer!r}", todo=f"choose one of: {', '.join(optimizers())}")
+    data, own = _read(scheme), optimizers()[optimizer]
+    form = form or data["form"]
+    if form not in data["forms"]:
+        raise PlanError(f"unknown form {form!r}", todo=f"choose one of: {', '.join(data['forms'])}")
+    thetas = {role: Monomial.parse(text) for role, text in data["forms"][form]["theta"].items()}
+    return Table(
+        scheme,
+        form,
+        own,
+        data["title"],
+        data["source"],
+        {role: move(_rule(row, own), thetas.get(role, ONE), own) for role, row in data["roles"].items()},
+        {kind: Site(s["what"], Monomial.parse(s["total"]), s["source"]) for kind, s in data["sites"].items()},
+    )
+
+
+def _rule(row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
+    lr = Monomial.parse(row["lr"][optimizer.family])
+    kept = optimizer.decay == "with lr" or optimizer.power == 1
+    return Rule(
+        row["what"],
+        Monomial.parse(row["multiplier"]),
+        Monomial.parse(row["init"]),
+        lr,
+        Monomial.parse(row["eps"][optimizer.family]) if optimizer.eps else None,
+        lr**-1 if kept else ONE,
+        {"weight_decay": optimizer.source, **row["sources"]},
+    )
