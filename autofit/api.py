@@ -29,6 +29,7 @@ from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
 from autofit.plan import Plan
 from autofit.report import render, to_json
 from autofit.roles import Roles
+from autofit.rules import table
 from autofit.verify import verify_program, verify_values
 
 Second = nn.Module | tuple[nn.Module, Any]
@@ -169,6 +170,7 @@ def analyze(
     *,
     base: Base = 256,
     scheme: str = "mup",
+    form: str = "table8",
     init: Literal["auto", "keep"] = "auto",
     strict: bool = True,
     bottleneck: Literal["hidden", "output"] = "hidden",
@@ -180,6 +182,7 @@ def analyze(
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
     say = progress or (lambda stage: None)
+    rules = table(scheme, form=form)
     _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen, unused=unused)
     if lowering.is_muified(model):
         raise LoweringError(
@@ -194,12 +197,13 @@ def analyze(
     say("roles")
     roles = AssignRoles(scheme, strict=strict, frozen=frozen, unused=unused)(growth)
     say("plan")
-    carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)))(roles)
+    carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)), rules.folds)(roles)
     make = MakePlan(
         carriers=carriers,
         spreads=spreads(model) | (recipe.spreads(model) if recipe else {}),
         shapes={p.name: p.shape for p in dims.program.parameters},
         scheme=scheme,
+        form=form,
         bottleneck=bottleneck,
         init=init,
         constants=_init_constants(model),
@@ -219,6 +223,7 @@ def muify(
     *,
     base: Base = 256,
     scheme: str = "mup",
+    form: str = "table8",
     init: Literal["auto", "keep"] = "auto",
     strict: bool = True,
     bottleneck: Literal["hidden", "output"] = "hidden",
@@ -242,6 +247,9 @@ def muify(
             factory of either, a mapping ``{dimension: size}``, or the path of a
             saved base (JSON) or of mup's ``.bsh``.
         scheme: parametrization; ``"mup"``.
+        form: where multipliers are, in one and the same training run (TP5 Lemma J.1): ``"table8"`` in forward,
+            ``"table3"`` those of readouts in initial values and learning rates, ``"folded"`` all of them, so that
+            forward and checkpoints are plain.
         init: ``"auto"`` rescales initial values, ``"keep"`` touches none.
         strict: refuse where an answer would be a guess.
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
@@ -265,6 +273,7 @@ def muify(
         example,
         base=base,
         scheme=scheme,
+        form=form,
         init=init,
         strict=strict,
         bottleneck=bottleneck,

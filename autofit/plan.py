@@ -131,6 +131,7 @@ class Plan:
 
     Attributes:
         scheme: name of the parametrization.
+        form: where its multipliers are: in forward (``table8``), or in initial values and learning rates.
         model: class of the model.
         base: base size by dimension name.
         sizes: size by dimension name in this model.
@@ -141,6 +142,7 @@ class Plan:
     """
 
     scheme: str
+    form: str
     model: str
     base: dict[str, float]
     sizes: dict[str, int]
@@ -159,6 +161,7 @@ class Plan:
             "format": "autofit plan",
             "version": VERSION,
             "scheme": self.scheme,
+            "form": self.form,
             "model": self.model,
             "base": self.base,
             "sizes": self.sizes,
@@ -186,6 +189,7 @@ class Plan:
             )
             return cls(
                 str(data["scheme"]),
+                str(data["form"]),
                 str(data["model"]),
                 dict(data["base"]),
                 dict(data["sizes"]),
@@ -198,7 +202,7 @@ class Plan:
             raise PlanError(f"the plan is malformed: {error}") from None
 
     def __str__(self) -> str:
-        lines = [f"Plan of {self.model}, scheme {self.scheme}, base {self.base}"]
+        lines = [f"Plan of {self.model}, scheme {self.scheme}, form {self.form}, base {self.base}"]
         for p in self.parameters.values():
             lines.append(f"  {p.name}: {p.rule} in x{p.r_in:g} out x{p.r_out:g} init x{p.init_factor:g}")
         lines += [f"  {s.kind} {s.parameter or s.node}: x{s.multiplier:g} on {s.carrier}" for s in self.sites]

@@ -97,6 +97,7 @@ class Table:
         title, source: of the scheme.
         rules: by kind of parameter.
         sites: by kind of site.
+        folds: kinds of sites whose multiplier goes into a weight in this form.
     """
 
     scheme: str
@@ -106,6 +107,7 @@ class Table:
     source: str
     rules: Mapping[str, Rule]
     sites: Mapping[str, Site]
+    folds: frozenset[str]
 
 
 def move(rule: Rule, theta: Monomial, optimizer: Optimizer) -> Rule:
@@ -184,6 +186,7 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
         data["source"],
         {role: move(_rule(row, own), thetas.get(role, ONE), own) for role, row in data["roles"].items()},
         {kind: Site(s["what"], Monomial.parse(s["total"]), s["source"]) for kind, s in data["sites"].items()},
+        frozenset(data["forms"][form]["folds"]),
     )
 
 

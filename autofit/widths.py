@@ -344,7 +344,8 @@ class Widths:
         suffix = ""
         if len(atoms) > 1:
             if atom.serial in self.heads:
-                suffix = ".heads"
+                outer = len({a.serial for a in atoms[:at] if a.serial in self.heads} - {atom.serial})
+                suffix = f".heads{outer or ''}"
             elif atom.serial in self.summed or any(a.serial in self.heads for a in atoms):
                 suffix = ".head_dim"
             else:

@@ -25,6 +25,7 @@ class MakePlan:
         spreads: measured initial values by parameter name.
         shapes: parameter shapes by name.
         scheme: row set of the rule table.
+        form: where its multipliers are.
         bottleneck: init of inner bottlenecks, RULES 7.
         init: ``auto`` rescales initial values, ``keep`` touches none.
         constants: numbers of the model's configuration that its init may use.
@@ -38,6 +39,7 @@ class MakePlan:
     spreads: Mapping[str, Spread]
     shapes: Mapping[str, tuple[int, ...]]
     scheme: str = "mup"
+    form: str = "table8"
     bottleneck: Literal["hidden", "output"] = "hidden"
     init: Literal["auto", "keep"] = "auto"
     constants: tuple[float, ...] = field(default=())
@@ -60,10 +62,10 @@ class MakePlan:
             if carrier.place == "weight" and site.multiplier != 1:
                 if self.init == "keep":
                     raise PlanError(
-                        f"the multiplier {site.multiplier:g} of {site.where} has no module boundary, and init='keep' "
-                        "forbids moving it into the weight",
+                        f"the multiplier {site.multiplier:g} of {site.where} goes into a weight, and init='keep' "
+                        "forbids changing its values",
                         where=site.where,
-                        todo="use init='auto', or make the readout a module of its own",
+                        todo="use init='auto', or form='table8' with the readout as a module of its own",
                     )
                 for name in (carrier.path, *carrier.also):
                     if self.frozen == "keep" and not roles.parameters[name].parameter.trainable:
@@ -101,6 +103,7 @@ class MakePlan:
         base = {d.name: int(d.base) if d.base == int(d.base) else d.base for d in growth.dimensions}
         return Plan(
             scheme=self.scheme,
+            form=self.form,
             model=growth.dims.program.model_name,
             base=base,
             sizes={d.name: d.size for d in growth.dimensions},

@@ -23,9 +23,11 @@ class PlaceMultipliers:
 
     Attributes:
         modules: the model's modules by path.
+        folds: kinds of sites whose multipliers go into weights, and nowhere else.
     """
 
     modules: Mapping[str, nn.Module]
+    folds: frozenset[str] = frozenset()
 
     def __call__(self, roles: Roles) -> dict[str, Carrier]:
         """Place every multiplier that differs from one.
@@ -36,7 +38,7 @@ class PlaceMultipliers:
         placer = _Placer(roles, self.modules)
         for site in roles.sites:
             if site.multiplier != 1 and site.node not in placer.placed:
-                placer.place(site)
+                (placer.fold if site.kind in self.folds else placer.place)(site)
         return {node.name: carrier for node, carrier in placer.placed.items()}
 
 
@@ -74,6 +76,18 @@ class _Placer:
                 f"no module boundary can carry the factor {site.multiplier:g} of this {site.kind} alone",
                 where=site.where,
                 todo="make the projection in front of it a module of its own, or keep the head size fixed",
+            )
+        self.placed[site.node] = found
+
+    def fold(self, site: Site) -> None:
+        """Into the weight alone."""
+        found = self.weight(site) or self.learned_scale(site)
+        if found is None:
+            raise LoweringError(
+                f"the multiplier {site.multiplier:g} of this {site.kind} cannot go into a weight: what it would scale "
+                "is used elsewhere, too, as a tied table or a fused projection is",
+                where=site.where,
+                todo="use form='table8', which puts it into forward, or give the site a weight of its own",
             )
         self.placed[site.node] = found
 

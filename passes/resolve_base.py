@@ -426,7 +426,7 @@ def _solve(
     for serial, (size, where) in known.items():
         cell = axes.cells[serial]
         if size != cell.size and serial not in of_cell and cell.size > 1:
-            kinds = sorted({e.kind for e in dims.evidence if axes.find(e.cell) is axes.find(cell)})
+            kinds = sorted({e.kind for e in dims.evidence if axes.find(e.cell) is axes.find(cell)} - {"copies"})
             if not kinds and serial not in owned:
                 continue  # made by broadcasting and read by nothing that matters: repeated for heads that grow
             raise BaseError(

@@ -434,3 +434,24 @@ def test_examples_that_were_inferred_need_not_agree() -> None:
     ]
     found = autofit.analyze(nets[0], base=nets[1])
     assert found.plan.parameters["2.weight"].r_in == 2
+
+
+class Pooled(nn.Module):
+    """Places of patches, copied for every feature, as an index (Byte Latent Transformer)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(31, width), nn.Linear(width, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        places = (torch.arange(ids.shape[1]) // 2)[None, :, None].expand(ids.shape[0], -1, x.shape[-1])
+        return self.head(torch.zeros_like(x).scatter_reduce(1, places, x, "amax", include_self=False))
+
+
+def test_copies_that_nothing_contracts_may_have_another_number_in_the_base() -> None:
+    plan = autofit.analyze(Pooled(64), torch.zeros(3, 7, dtype=torch.long), base=Pooled(16)).plan
+    assert {n: (p.role, p.r_in, p.r_out) for n, p in plan.parameters.items() if n.endswith("weight")} == {
+        "embed.weight": ("input", 1, 4),
+        "head.weight": ("output", 4, 1),
+    }
