@@ -436,22 +436,25 @@ def test_examples_that_were_inferred_need_not_agree() -> None:
     assert found.plan.parameters["2.weight"].r_in == 2
 
 
-class Pooled(nn.Module):
-    """Places of patches, copied for every feature, as an index (Byte Latent Transformer)."""
+class Chosen(nn.Module):
+    """Which tokens are an image's, copied for every feature (ERNIE 4.5 VL)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.embed, self.head = nn.Embedding(31, width), nn.Linear(width, 5)
+        self.embed, self.see, self.head = nn.Embedding(31, width), nn.Linear(width, width), nn.Linear(width, 5)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids)
-        places = (torch.arange(ids.shape[1]) // 2)[None, :, None].expand(ids.shape[0], -1, x.shape[-1])
-        return self.head(torch.zeros_like(x).scatter_reduce(1, places, x, "amax", include_self=False))
+        mask = (ids > 3)[..., None].expand(-1, -1, x.shape[-1])
+        out = torch.zeros_like(x)
+        out[mask] = self.see(x[mask].reshape(-1, x.shape[-1])).flatten()
+        return self.head(out)
 
 
 def test_copies_that_nothing_contracts_may_have_another_number_in_the_base() -> None:
-    plan = autofit.analyze(Pooled(64), torch.zeros(3, 7, dtype=torch.long), base=Pooled(16)).plan
+    plan = autofit.analyze(Chosen(64), torch.zeros(3, 7, dtype=torch.long), base=Chosen(16)).plan
     assert {n: (p.role, p.r_in, p.r_out) for n, p in plan.parameters.items() if n.endswith("weight")} == {
         "embed.weight": ("input", 1, 4),
+        "see.weight": ("hidden", 4, 4),
         "head.weight": ("output", 4, 1),
     }
