@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
+    from autofit.exponents import measure_optimizer
     from autofit.plan import Plan
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _HOME = {
     ),
     "Plan": "autofit.plan",
     "deferred_init": "autofit.deferred",
+    "measure_optimizer": "autofit.exponents",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "VerificationError",
     "analyze",
     "deferred_init",
+    "measure_optimizer",
     "muify",
 ]
 

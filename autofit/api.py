@@ -67,15 +67,17 @@ class Analysis:
         eps: float | None = None,
         *,
         scale_eps: bool = True,
+        decoupled_weight_decay: bool = False,
         groups: Iterable[Mapping[str, Any]] | None = None,
         per_parameter: optim.Exception_ | None = None,
     ) -> list[dict[str, Any]]:
         """Optimizer groups, one per distinct setting, in the order of ``model.parameters()``.
 
         Args:
-            optimizer: ``"adam"``, ``"adamw"``, ``"sgd"`` or their torch classes.
+            optimizer: a class of the table of rules (`autofit rules`), or its name there, as ``"adamw"``.
             lr, weight_decay, eps: values tuned at the base width; ``None`` is the optimizer's default.
             scale_eps: ``False`` leaves eps alone, as the ``mup`` package does.
+            decoupled_weight_decay: torch's option of that name, for `Adam`, `NAdam` and `RAdam`.
             groups: your own groups; their settings stay and are split where muP needs it.
             per_parameter: ``(name, parameter) -> settings or None`` for single parameters.
 
@@ -93,6 +95,7 @@ class Analysis:
             weight_decay,
             eps,
             scale_eps=scale_eps,
+            decoupled_weight_decay=decoupled_weight_decay,
             groups=groups,
             per_parameter=per_parameter,
         )
@@ -105,6 +108,7 @@ class Analysis:
         eps: float | None = None,
         *,
         scale_eps: bool = True,
+        decoupled_weight_decay: bool = False,
         groups: Iterable[Mapping[str, Any]] | None = None,
         per_parameter: optim.Exception_ | None = None,
         **settings: Any,
@@ -121,6 +125,7 @@ class Analysis:
             weight_decay,
             eps,
             scale_eps=scale_eps,
+            decoupled_weight_decay=decoupled_weight_decay,
             groups=groups,
             per_parameter=per_parameter,
         )

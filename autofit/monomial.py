@@ -44,11 +44,16 @@ class Monomial:
             at = match.end()
         return found
 
+    @classmethod
+    def of(cls, powers: Mapping[str, Fraction]) -> Monomial:
+        """The product of these powers."""
+        return cls(tuple((n, powers[n]) for n in SYMBOLS if powers.get(n)))
+
     def __mul__(self, other: Monomial) -> Monomial:
         total = dict(self.powers)
         for name, power in other.powers:
             total[name] = total.get(name, Fraction(0)) + power
-        return Monomial(tuple((n, total[n]) for n in SYMBOLS if total.get(n)))
+        return Monomial.of(total)
 
     def __pow__(self, exponent: int | Fraction) -> Monomial:
         return Monomial(tuple((n, p * exponent) for n, p in self.powers if exponent))

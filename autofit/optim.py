@@ -7,7 +7,6 @@ import math
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,43 +14,50 @@ from torch import nn
 
 from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
-from autofit.rules import factors, optimizers, table
+from autofit.rules import Optimizer, factors, optimizers, table
 
 SETTINGS = ("lr", "weight_decay", "eps")
 Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
-
-
-@cache
-def _classes() -> dict[type, str]:
-    """Names in the rule table by class."""
-    return {pkgutil.resolve_name(o.path): name for name, o in optimizers().items()}
 
 
 def optimizer_class(optimizer: str | type) -> tuple[type, str]:
     """The class and rule name behind a name or class.
 
     Raises:
-        OptimizerError: no rule is known for it.
+        OptimizerError: no rule is known for it, or none of a name's classes is installed.
     """
-    if isinstance(optimizer, str):
-        for cls, name in _classes().items():
-            if name == optimizer.lower():
-                return cls, name
-    elif isinstance(optimizer, type):
-        for base in optimizer.__mro__:
-            if base in _classes():
-                # AdamW derives from Adam: the nearest base counts
-                return optimizer, _classes()[base]
+    if isinstance(optimizer, str) and optimizer.lower() in optimizers():
+        return _installed(optimizers()[optimizer.lower()]), optimizer.lower()
+    if isinstance(optimizer, type):
+        for base in optimizer.__mro__:  # AdamW derives from Adam: the nearest base counts
+            mine = (base.__module__.partition(".")[0], base.__name__)
+            for name, o in optimizers().items():
+                if any((c.partition(".")[0], c.rpartition(".")[2]) == mine for c in o.classes):
+                    return optimizer, name
     shown = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", repr(optimizer))
     raise OptimizerError(
         f"no muP rule is known for the optimizer {shown!r}",
-        todo=f"use one of: {', '.join(optimizers())}; a wrong rule would be silently wrong, so none is guessed",
+        todo=f"use one of: {', '.join(optimizers())}; or let autofit.measure_optimizer(cls) measure its rule",
     )
 
 
-def scaled(plan: Plan, p: ParameterPlan, rule: str, *, scale_eps: bool = True) -> dict[str, float]:
+def _installed(optimizer: Optimizer) -> type:
+    for path in optimizer.classes:
+        try:
+            found: type = pkgutil.resolve_name(path)
+        except (ImportError, AttributeError):
+            continue
+        return found
+    raise OptimizerError(
+        f"{optimizer.name} is not installed", todo=f"install one of: {', '.join(optimizer.classes)}, or pass its class"
+    )
+
+
+def scaled(
+    plan: Plan, p: ParameterPlan, rule: str, *, scale_eps: bool = True, decoupled: bool = False
+) -> dict[str, float]:
     """Factors on lr, weight decay and eps of one parameter, relative to the base (TP5 Table 8, Lemma J.1)."""
-    chosen = table(plan.scheme, rule)
+    chosen = table(plan.scheme, rule, decoupled=decoupled)
     ratios, moved = {"r_in": p.r_in, "r_out": p.r_out}, factors(chosen.optimizer)
     cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
     return cells if scale_eps else cells | {"eps": 1.0} if "eps" in cells else cells
@@ -81,6 +87,7 @@ def param_groups(
     eps: float | None = None,
     *,
     scale_eps: bool = True,
+    decoupled_weight_decay: bool = False,
     groups: Iterable[Mapping[str, Any]] | None = None,
     per_parameter: Exception_ | None = None,
 ) -> list[dict[str, Any]]:
@@ -92,6 +99,7 @@ def param_groups(
         optimizer: class or name.
         lr, weight_decay, eps: the values tuned at the base width; ``None`` means the optimizer's default.
         scale_eps: ``False`` keeps eps everywhere, as the ``mup`` package does.
+        decoupled_weight_decay: torch's option of that name, for `Adam`, `NAdam` and `RAdam`.
         groups: the user's own groups; their settings stay and are split where muP needs it.
         per_parameter: ``(name, parameter) -> overrides or None``, e.g. no weight decay on biases.
 
@@ -103,16 +111,19 @@ def param_groups(
         OptimizerError: unknown optimizer, a number that is none, or groups that miss or repeat parameters.
     """
     cls, rule = optimizer_class(optimizer)
-    for message in warnings_for(plan, rule, weight_decay):
-        warnings.warn(message, stacklevel=3)
     accepted = inspect.signature(cls).parameters
+    if decoupled_weight_decay and "decoupled_weight_decay" not in accepted:
+        raise OptimizerError(f"{cls.__name__} has no setting 'decoupled_weight_decay'")
+    for message in warnings_for(plan, rule, None if decoupled_weight_decay else weight_decay):
+        warnings.warn(message, stacklevel=3)
     defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
-    settings = {"lr": check_number("lr", lr)}
+    settings: dict[str, Any] = {"lr": check_number("lr", lr)}
+    settings |= {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
     for key, value in (("weight_decay", weight_decay), ("eps", eps)):
-        if key in accepted:
+        if key in accepted and (key != "eps" or optimizers()[rule].eps):
             settings[key] = check_number(key, defaults.get(key, 0.0) if value is None else value)
         elif value is not None:
-            raise OptimizerError(f"{cls.__name__} has no setting {key!r}")
+            raise OptimizerError(f"{cls.__name__} has no setting {key!r} with a rule")
     named = _unique_named(model, plan)
     names = {id(p): n for n, p in named}
     order = {id(p): i for i, (_, p) in enumerate(named)}
@@ -124,7 +135,9 @@ def param_groups(
                 f"{name} is not in the plan: it was added after muify", todo="add parameters before muify"
             )
         values = {**settings, **own, **((per_parameter(name, p) or {}) if per_parameter else {})}
-        for key, factor in scaled(plan, plan.parameters[name], rule, scale_eps=scale_eps).items():
+        for key, factor in scaled(
+            plan, plan.parameters[name], rule, scale_eps=scale_eps, decoupled=decoupled_weight_decay
+        ).items():
             if key in values:
                 values[key] = check_number(f"{key} of {name}", values[key]) * factor
         setting = tuple(sorted((k, repr(v)) for k, v in values.items()))
@@ -171,9 +184,10 @@ def _assigned(
 def warnings_for(plan: Plan, rule: str, weight_decay: float | None) -> list[str]:
     """Things that have no sourced rule and that a user should hear about."""
     found = []
-    if rule == "adam" and weight_decay:
+    chosen = optimizers()[rule]
+    if weight_decay and chosen.decay == "gradient" and chosen.power == 0:
         found.append(
-            "torch.optim.Adam adds weight decay to the gradient, for which no width rule is sourced: use AdamW"
+            f"{rule} adds weight decay to the gradient, for which no width rule is sourced: decouple it, as AdamW does"
         )
     if rule == "sgd":
         mixed = [p.name for p in plan.parameters.values() if p.segments]

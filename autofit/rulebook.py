@@ -58,7 +58,7 @@ def detail(chosen: Table) -> Iterator[Sheet]:
 
     rows = tuple((role, *(cell(r, c) for c in columns)) for role, r in chosen.rules.items())
     sites = tuple((k, str(s.total), s.source) for k, s in chosen.sites.items())
-    title = f"{chosen.scheme} for {chosen.optimizer.path}, form {chosen.form}"
+    title = f"{chosen.scheme} for {chosen.optimizer.name} ({', '.join(chosen.optimizer.classes)}), form {chosen.form}"
     header = ("parameter", *(TITLES[c] for c in columns))
     yield Sheet(title, header, rows, (LEGEND, *(f"[{n}] {source}" for source, n in numbers.items())))
     yield Sheet("Scale of sums, with the factors that the program has", ("site", "total", "source"), sites)
@@ -114,7 +114,8 @@ def _to_dict(chosen: Table) -> dict[str, Any]:
     return {
         "scheme": chosen.scheme,
         "form": chosen.form,
-        "optimizer": chosen.optimizer.path,
+        "optimizer": chosen.optimizer.name,
+        "classes": list(chosen.optimizer.classes),
         "rules": {
             role: {c: {"factor": str(v), "source": rule.source(c)} for c, v in rule.cells()}
             for role, rule in chosen.rules.items()

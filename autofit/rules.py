@@ -24,16 +24,16 @@ class Optimizer:
 
     Attributes:
         name: as in the table.
-        path: ``module.Class``.
+        classes: ``package.Class`` of all that have this rule.
         family: whose column of a scheme's rules holds.
         power: an update is proportional to this power of the gradient's scale.
-        decay: ``with lr`` (``w -= lr * wd * w``) or ``gradient`` (``g += wd * w``).
+        decay: ``with lr`` (``w -= lr * wd * w``), ``independent`` (``w -= wd * w``) or ``gradient`` (``g += wd * w``).
         eps: whether it has a small number beside the root mean square of the gradients.
         source: where its rule comes from.
     """
 
     name: str
-    path: str
+    classes: tuple[str, ...]
     family: str
     power: int
     decay: str
@@ -129,7 +129,7 @@ def factors(optimizer: Optimizer) -> dict[str, int]:
         "init": -1,
         "lr": -1 - optimizer.power,
         "eps": 1,
-        "weight_decay": 2 if optimizer.decay == "gradient" else 1 + optimizer.power,
+        "weight_decay": {"gradient": 2, "with lr": 1 + optimizer.power, "independent": 0}[optimizer.decay],
     }
 
 
@@ -146,24 +146,48 @@ def schemes() -> tuple[str, ...]:
 
 
 @cache
-def optimizers() -> Mapping[str, Optimizer]:
-    """All optimizers with a rule, by name."""
+def _listed() -> Mapping[str, Optimizer]:
     data = _read("optimizers")
     found = {}
     for name, o in data["optimizers"].items():
         power = data["families"][o["family"]]["power"]
-        found[name] = Optimizer(name, o["class"], o["family"], power, o["decay"], o["eps"], o["source"])
+        found[name] = Optimizer(name, tuple(o["classes"]), o["family"], power, o["decay"], o["eps"], o["source"])
     return found
 
 
+_MEASURED: dict[str, tuple[Optimizer, Mapping[str, Monomial]]] = {}
+
+
+def optimizers() -> Mapping[str, Optimizer]:
+    """All optimizers with a rule, by name: those of the table, and those that were measured in this process."""
+    return {**_listed(), **{name: entry for name, (entry, _) in _MEASURED.items()}}
+
+
+def register(optimizer: Optimizer, lr: Mapping[str, Monomial]) -> None:
+    """Add an optimizer whose learning rates were measured, by role; measured again, the new ones hold.
+
+    Raises:
+        OptimizerError: the table has its name or class.
+    """
+    known = [o for o in _listed().values() if o.name == optimizer.name or {*o.classes} & {*optimizer.classes}]
+    if known:
+        raise OptimizerError(
+            f"{optimizer.name} ({optimizer.classes[0]}) is in the table of rules as {known[0].name}",
+            todo="use the rule that is there, or choose another name for a class of your own",
+        )
+    _MEASURED[optimizer.name] = optimizer, lr
+    table.cache_clear()
+
+
 @cache
-def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None) -> Table:
+def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None, decoupled: bool = False) -> Table:
     """The rules of one scheme for one optimizer.
 
     Args:
         scheme: one of `schemes`.
         optimizer: one of `optimizers`.
         form: where the multipliers are; ``None`` is the scheme's own.
+        decoupled: weight decay is told to multiply the weights (``decoupled_weight_decay=True``).
 
     Raises:
         PlanError: no such scheme or form.
@@ -174,6 +198,7 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
     if optimizer not in optimizers():
         raise OptimizerError(f"unknown optimizer {optimizer!r}", todo=f"choose one of: {', '.join(optimizers())}")
     data, own = _read(scheme), optimizers()[optimizer]
+    own = replace(own, decay="with lr") if decoupled else own
     form = form or data["form"]
     if form not in data["forms"]:
         raise PlanError(f"unknown form {form!r}", todo=f"choose one of: {', '.join(data['forms'])}")
@@ -184,15 +209,17 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
         own,
         data["title"],
         data["source"],
-        {role: move(_rule(row, own), thetas.get(role, ONE), own) for role, row in data["roles"].items()},
+        {role: move(_rule(role, row, own), thetas.get(role, ONE), own) for role, row in data["roles"].items()},
         {kind: Site(s["what"], Monomial.parse(s["total"]), s["source"]) for kind, s in data["sites"].items()},
         frozenset(data["forms"][form]["folds"]),
     )
 
 
-def _rule(row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
-    lr = Monomial.parse(row["lr"][optimizer.family])
-    kept = optimizer.decay == "with lr" or optimizer.power == 1
+def _rule(role: str, row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
+    _, measured = _MEASURED.get(optimizer.name, (None, None))
+    lr = measured[role] if measured else Monomial.parse(row["lr"][optimizer.family])
+    kept = optimizer.decay == "with lr" or (optimizer.decay == "gradient" and optimizer.power == 1)
+    sources = {"lr": optimizer.source} if measured else {}
     return Rule(
         row["what"],
         Monomial.parse(row["multiplier"]),
@@ -200,5 +227,5 @@ def _rule(row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
         lr,
         Monomial.parse(row["eps"][optimizer.family]) if optimizer.eps else None,
         lr**-1 if kept else ONE,
-        {"weight_decay": optimizer.source, **row["sources"]},
+        {"weight_decay": optimizer.source, **row["sources"], **sources},
     )

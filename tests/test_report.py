@@ -178,7 +178,8 @@ def test_exit_codes(folder: Path, words: tuple[str, ...], code: int, text: str) 
     assert result.returncode == code, result.stderr
     assert text in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert code == 2 or len(result.stderr.splitlines()) <= 8, "torch's own logs are not for the user"
+    said = result.stderr.replace(str(folder), ".")  # whose length is not ours
+    assert code == 2 or len(said) <= 8 * 80, "torch's own logs are not for the user"
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
