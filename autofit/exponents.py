@@ -66,7 +66,7 @@ class Probe(nn.Module):
             learned = torch.randn(units, generator=generator, dtype=torch.float64)
             value = learned.repeat([n // k for n, k in zip(shape, units, strict=True)]) * fan**-0.5
             if role in NOISY:
-                value = value / (4 * ratios["r_in"])
+                value = value / (4 * ratios["r_in"])  # small beside the noise, whose RMS is to follow the table
                 drawn = torch.randn([n // 2 for n in shape], generator=noise, dtype=torch.float64)
                 signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
                 rows, columns = (_paired(n, k) for n, k in zip(shape, units, strict=True))
@@ -256,9 +256,12 @@ def measure_optimizer(
         settings: for the optimizer.
 
     Raises:
-        OptimizerError: a name or class that the table has, updates that are no power of the widths, or whose
-            exponents are no quarters.
+        OptimizerError: bad widths, a name or class that the table has, updates that are no power of the widths, or
+            whose exponents are no quarters.
     """
+    if len(set(widths)) < 2 or any(w % (2 * UNITS) or w <= 0 for w in widths):
+        raise OptimizerError(f"widths={tuple(widths)!r}: give at least two different multiples of {2 * UNITS}")
+    widths = sorted(set(widths))
     name = name or optimizer.__name__.lower()
     path = f"{optimizer.__module__.partition('.')[0]}.{optimizer.__qualname__}"
 

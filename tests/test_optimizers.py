@@ -137,6 +137,9 @@ def test_what_follows_no_power_law_is_refused() -> None:
         autofit.measure_optimizer(Uneven, widths=(128, 256))
     with pytest.raises(autofit.OptimizerError, match="is in the table of rules as adam"):
         autofit.measure_optimizer(torch.optim.Adam, widths=(128, 256))
+    for widths in ((128,), (100, 200), (0, 128)):
+        with pytest.raises(autofit.OptimizerError, match="multiples of 32"):
+            autofit.measure_optimizer(Signs, widths=widths)
 
 
 def test_decoupled_weight_decay_is_kept_with_lr() -> None:
