@@ -20,29 +20,42 @@ CHANGING = {"adafactor": 0.4, "sgd": 0.9}
 """What one learning rate for all gives at least somewhere, as an exponent; 0.9 for the rest, too."""
 
 
-def measured(name: str, scale_lr: bool) -> dict[str, Fit]:
+def measured(
+    name: str, *, scale_lr: bool = True, scale_eps: bool = True, eps: float = 1e-8, widths: tuple[int, ...] = WIDTHS
+) -> dict[str, Fit]:
     cls, _ = optimizer_class(name)
 
     def settings(role: str, growth: Mapping[str, float]) -> dict[str, float]:
         rule = table("mup", name).rules["input" if role == "up" else role]
-        lr = {"lr": 1e-7 * (rule.lr(growth) if scale_lr else 1.0)}
-        return lr | ({"eps": 1e-8 * rule.eps(growth)} if rule.eps is not None else {})
+        lr = {"lr": 1e-7 * (rule.lr(growth) if scale_lr else 1.0), "weight_decay": 0.0}
+        return lr | ({"eps": eps * (rule.eps(growth) if scale_eps else 1.0)} if rule.eps is not None else {})
 
     def at(pair: tuple[int, int]) -> dict[str, float]:
         return updates(
             lambda groups: cls(groups, lr=1e-7), settings, scheme="mup", widths=pair, base=128, steps=8, seed=0
         )
 
-    return fit(at, WIDTHS)
+    return fit(at, widths)
 
 
 @pytest.mark.parametrize("name", optimizers())
 def test_learning_rates_keep_updates_the_same_at_every_width(name: str) -> None:
     """Spectral condition (arXiv 2310.17813); with one learning rate for all they are not."""
-    for role, found in measured(name, scale_lr=True).items():
+    for role, found in measured(name).items():
         assert max(map(abs, found.exponents.values())) <= 0.1, (role, found)
     control = [abs(e) for found in measured(name, scale_lr=False).values() for e in found.exponents.values()]
     assert max(control) >= CHANGING.get(name, 0.9)
+
+
+@pytest.mark.parametrize("name", [name for name, o in optimizers().items() if o.eps])
+def test_epsilon_keeps_its_share_of_every_gradient(name: str) -> None:
+    """An eps far above all gradients. A bottleneck's gradient shrinks at first, like r^-1/2, and not once it trains."""
+    roles = ("input", "hidden", "output", "vector")
+    for scale_eps, expected in ((True, 0.0), (False, -1.0)):
+        found = measured(name, scale_eps=scale_eps, eps=1.0, widths=(128, 512))
+        for role in roles:
+            last = list(found[role].exponents.values())[-1]
+            assert last == pytest.approx(expected, abs=0.1), (role, scale_eps)
 
 
 @pytest.mark.filterwarnings("ignore:.*no width rule is sourced")
