@@ -66,7 +66,7 @@ class Probe(nn.Module):
             learned = torch.randn(units, generator=generator, dtype=torch.float64)
             value = learned.repeat([n // k for n, k in zip(shape, units, strict=True)]) * fan**-0.5
             if role in NOISY:
-                value = value / (4 * ratios["r_in"])  # small beside the noise, whose RMS is to follow the table
+                value = value / (16 * ratios["r_in"])  # small beside the noise, whose RMS is to follow the table
                 drawn = torch.randn([n // 2 for n in shape], generator=noise, dtype=torch.float64)
                 signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
                 rows, columns = (_paired(n, k) for n, k in zip(shape, units, strict=True))
