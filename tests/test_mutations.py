@@ -130,7 +130,7 @@ def test_a_wrong_entry_of_an_optimizer_is_seen(written: Any, name: str, column: 
     elif column == "eps":
         entry["eps"] = False
     else:
-        entry["family"] = "adam" if entry["family"] == "sgd" else "sgd"
+        entry |= {"family": "adam" if entry["family"] == "sgd" else "sgd", "eps": False}
         written(SCHEME, listed)
         found = measured(name, widths=(128, 256))
         assert max(abs(e) for part in found.values() for e in part.exponents.values()) > 0.4
