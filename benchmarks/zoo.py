@@ -345,7 +345,7 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {tools}."
     yield "Models are shrunk to width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
     yield "Weights that the example does not reach are frozen, and frozen ones planned like all others"
-    yield "(`unused='freeze', frozen='plan'`); apart from that `muify` is called with its defaults, and no model is edited."
+    yield "(`unused='freeze', frozen='plan'`); `muify` has its defaults otherwise, and no model is edited."
     yield "*No model*: no Auto class takes the type, or its class has no forward of its own."
     yield "*Agree*: the plan from one model and the base sizes of its dimensions is that from two models, for every"
     yield "parameter and multiplier. *By number*: so is the plan from one model and one number."
