@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = App(
     name="autofit",
     help="muP for any PyTorch model, without hand edits.\n\n"
-    "TARGET is file.py:factory, package.module:factory, hf:MODEL_TYPE or hf:config.json.",
+    "TARGET is file.py:factory, package.module:factory, hf:MODEL_TYPE, hf:config.json or timm:NAME.",
     version_flags=["--version"],
 )
 
@@ -163,11 +163,13 @@ def build(target: str, settings: list[str]) -> tuple[nn.Module, Any]:
     if not colon or not rest:
         raise TargetError(
             f"{target!r} is no target",
-            todo="use file.py:factory, package.module:factory, hf:MODEL_TYPE or hf:config.json",
+            todo="use file.py:factory, package.module:factory, hf:MODEL_TYPE, hf:config.json or timm:NAME",
         )
     keywords = dict(_setting(s) for s in settings)
     if kind == "hf":
         return _from_transformers(rest, keywords), None
+    if kind == "timm":
+        return _from_timm(rest, keywords)
     return _from_factory(kind, rest, keywords)
 
 
@@ -259,6 +261,21 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
     if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
         model = cls.from_config(config)
     return model
+
+
+def _from_timm(name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
+    try:
+        import timm
+    except ImportError:
+        raise TargetError("timm: targets need timm", todo="pip install timm") from None
+    import torch
+
+    try:
+        model: nn.Module = timm.create_model(name, **keywords)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TargetError(f"timm:{name} gives no model: {str(error).splitlines()[0][:200]}") from None
+    settings: Any = model.pretrained_cfg
+    return model, torch.zeros(2, *settings["input_size"])
 
 
 def auto_class(config: Any) -> Any:

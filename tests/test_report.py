@@ -169,6 +169,7 @@ def test_explain_gives_source_lines() -> None:
         (("report", "gone.py:make"), 2, "no file"),
         (("report", "net.py:make", "--set", "depth=3"), 2, "unexpected keyword"),
         (("report", "hf:nope"), 2, "no configuration"),
+        (("report", "timm:nope"), 2, "timm:"),  # not installed here, or no such model
         (("report", "net.py:make", "--bogus"), 2, "--bogus"),
         (("frobnicate",), 2, "frobnicate"),
     ],
