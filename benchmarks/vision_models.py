@@ -320,7 +320,7 @@ def short_range(width: int) -> nn.Module:
 
 
 def aligned(width: int) -> nn.Module:
-    """The pre-activated Xception."""
+    """The pre-activated Xception; its stem gives 64 channels at any width."""
     block = {"in_chs": 128, "out_chs": 128, "stride": 1}
     last = {"in_chs": 256, "out_chs": (256, 256, 512), "stride": 1, "no_skip": True}
     blocks = [
@@ -330,6 +330,7 @@ def aligned(width: int) -> nn.Module:
         last,
     ]
     blocks = [{**b, "in_chs": at(b["in_chs"], width), "out_chs": at(b["out_chs"], width)} for b in blocks]
+    blocks[0]["in_chs"] = 64
     return tm.xception_aligned.XceptionAligned(blocks, num_classes=CLASSES, preact=True)
 
 
