@@ -24,12 +24,14 @@ from autofit.measure import spreads
 from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
 from autofit.passes.make_plan import MakePlan
-from autofit.passes.place_multipliers import PlaceMultipliers
+from autofit.passes.place_multipliers import PlaceMultipliers, multipliable
 from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
+from autofit.passes.tune import Tune
 from autofit.plan import Plan
 from autofit.report import render, to_json
 from autofit.roles import Roles
 from autofit.rules import table
+from autofit.tunables import Tunables
 from autofit.verify import verify_program, verify_values
 
 Second = nn.Module | tuple[nn.Module, Any]
@@ -183,11 +185,12 @@ def analyze(
     zero_readout: bool = False,
     frozen: Literal["keep", "plan"] | None = None,
     unused: Literal["freeze"] | None = None,
+    tunables: Tunables | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
     say = progress or (lambda stage: None)
-    rules = table(scheme, form=form)
+    rules, knobs = table(scheme, form=form), Tunables.of(tunables)
     _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen, unused=unused)
     if lowering.is_muified(model):
         raise LoweringError(
@@ -200,9 +203,10 @@ def analyze(
     say("base")
     growth = _resolve(base, example, grow, strict, frozen, dims)
     say("roles")
-    roles = AssignRoles(scheme, strict=strict, frozen=frozen, unused=unused)(growth)
+    roles = Tune(knobs)(AssignRoles(scheme, strict=strict, frozen=frozen, unused=unused)(growth))
     say("plan")
-    carriers = PlaceMultipliers(dict(model.named_modules(remove_duplicate=False)), rules.folds)(roles)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    carriers = PlaceMultipliers(modules, rules.folds)(roles)
     make = MakePlan(
         carriers=carriers,
         spreads=spreads(model) | (recipe.spreads(model) if recipe else {}),
@@ -215,6 +219,8 @@ def analyze(
         zero_readout=zero_readout,
         frozen=frozen,
         unused=unused,
+        tunables=knobs,
+        multipliable=multipliable(roles, modules),
     )
     plan = make(roles)
     if recipe is None and any(p.is_meta for p in model.parameters()):
@@ -236,6 +242,7 @@ def muify(
     zero_readout: bool = False,
     frozen: Literal["keep", "plan"] | None = None,
     unused: Literal["freeze"] | None = None,
+    tunables: Tunables | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Rewrite a model in place so that it trains in muP, and prove that the rewrite is what was planned.
@@ -254,7 +261,7 @@ def muify(
         scheme: parametrization; ``"mup"``.
         form: where multipliers are, in one and the same training run (TP5 Lemma J.1): ``"table8"`` in forward,
             ``"table3"`` those of readouts in initial values and learning rates, ``"folded"`` all of them, so that
-            forward and checkpoints are plain.
+            forward and checkpoints are plain, ``"table9"`` in forward on both ends.
         init: ``"auto"`` rescales initial values, ``"keep"`` touches none.
         strict: refuse where an answer would be a guess.
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
@@ -265,6 +272,8 @@ def muify(
             features); ``None`` refuses where these differ.
         unused: parameters that the example does not reach: ``"freeze"`` takes their gradient away, so that no
             optimizer trains them; ``None`` refuses a model that has such matrices, for their role is unknown.
+        tunables: factors that were tuned at the base, on learning rates, initial values and multipliers, by kind of
+            parameter or name (`Tunables`).
         progress: called with the name of each stage.
 
     Returns:
@@ -286,13 +295,14 @@ def muify(
         zero_readout=zero_readout,
         frozen=frozen,
         unused=unused,
+        tunables=tunables,
         progress=progress,
     )
     say = progress or (lambda stage: None)
     with lowering.all_or_nothing(model, found.plan):
         say("rewrite")
         lowering.install(model, found.plan)
-        if any(s.multiplier != 1 and s.carrier.place != "weight" for s in found.plan.sites):
+        if found.plan.multiplied() or any(s.multiplier != 1 and s.carrier.place != "weight" for s in found.plan.sites):
             say("verify")
             scalars = found.recipe.scalars(model) if found.recipe else None
             again = InferDims()(capture(model, example, scalars))

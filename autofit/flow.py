@@ -116,7 +116,7 @@ class Flow:
             source, factor = step
             factors += [factor] if factor else []
             nodes.append(source)
-        return Path(tuple(nodes), tuple(factors), self._is_normalized(nodes[-1]))
+        return Path(tuple(nodes), tuple(factors), self.is_normalized(nodes[-1]))
 
     def downstream(self, start: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[Factor, ...]]:
         """Walk forward over the single reader of a value, while each only reshapes, scales or adds to it.
@@ -206,7 +206,7 @@ class Flow:
                     known.add(n.name)
         return node.name in known
 
-    def _is_normalized(self, node: fx.Node) -> bool:
+    def is_normalized(self, node: fx.Node) -> bool:
         """A norm op, or a value divided by a statistic of itself, possibly under a gain."""
         if node.op != "call_function":
             return False
@@ -217,9 +217,9 @@ class Flow:
             if any(self._is_length(n) for n in operands):
                 return True
             inner = [n for n in operands if self.dims.origin.get(n.name) == "data"]
-            return len(inner) == 1 and any(self._is_normalized(n) for n in self.upstream(inner[0]).nodes[-1:])
+            return len(inner) == 1 and any(self.is_normalized(n) for n in self.upstream(inner[0]).nodes[-1:])
         if op_name(node) in STRUCTURAL | CASTS:
-            return any(self._is_normalized(n) for n in node.all_input_nodes)
+            return any(self.is_normalized(n) for n in node.all_input_nodes)
         return False
 
     def _is_length(self, node: fx.Node) -> bool:

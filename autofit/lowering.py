@@ -70,7 +70,35 @@ class ScaleOutput:
         return _scale(output, self.factor, self.runs)
 
 
-HOOKS = (ScaleInput, ScaleKey, ScaleOutput)
+@dataclass(frozen=True)
+class ScaleParameter:
+    """Forward pre-hook: the module reads a multiple of one of its parameters, which itself stays as it is."""
+
+    name: str
+    factor: float
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        own = module._parameters.get(self.name)
+        if own is None:
+            raise LoweringError(
+                f"{type(module).__name__} has lost the parameter {self.name}, which is to be multiplied by "
+                f"{self.factor:g}: it was replaced after muify",
+                todo="change the model first (as weight_norm or prune do), and muify it then",
+            )
+        module.__dict__[self.name] = own * self.factor  # found before what is in _parameters
+
+
+@dataclass(frozen=True)
+class RestoreParameter:
+    """Forward hook: the module reads its parameter again."""
+
+    name: str
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        module.__dict__.pop(self.name, None)
+
+
+HOOKS = (ScaleInput, ScaleKey, ScaleOutput, ScaleParameter, RestoreParameter)
 
 
 def is_muified(model: nn.Module) -> bool:
@@ -113,6 +141,12 @@ def install(model: nn.Module, plan: Plan) -> None:
             else:
                 handle = module.register_forward_hook(ScaleOutput(factor, site.carrier.indices))
             module.__dict__.setdefault(HANDLES, []).append(handle)
+    for p in plan.multiplied().values():
+        for owner, _, name in (n.rpartition(".") for n in p.names):
+            module = modules[owner]
+            scale = module.register_forward_pre_hook(ScaleParameter(name, p.multiplier))
+            restore = module.register_forward_hook(RestoreParameter(name), always_call=True)
+            module.__dict__.setdefault(HANDLES, []).extend((scale, restore))
     frozen = [name for name in plan.frozen if model.get_parameter(name).requires_grad]
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
@@ -126,6 +160,15 @@ def require_installed(model: nn.Module, plan: Plan) -> None:
         LoweringError: a module was replaced after that, as ``resize_token_embeddings`` replaces a readout.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    for p in plan.multiplied().values():
+        for owner, _, name in (n.rpartition(".") for n in p.names):
+            module = modules.get(owner)
+            if module is None or not any(isinstance(h, ScaleParameter) and h.name == name for h in _hooks(module)):
+                raise LoweringError(
+                    f"{owner}.{name} has lost its multiplier {p.multiplier:g}: the module was replaced after muify",
+                    where=p.where,
+                    todo="change the model first (as resize_token_embeddings does), and muify it then",
+                )
     for site in plan.sites:
         if site.multiplier == 1 or site.carrier.place in ("none", "weight"):
             continue
@@ -149,6 +192,7 @@ def uninstall(model: nn.Module) -> None:
             for key in [k for k, h in registry.items() if isinstance(h, HOOKS)]:
                 del registry[key]
                 flags.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
         module.__dict__.pop(HANDLES, None)
     for name in model.__dict__.pop(MARK, {}).get("frozen", ()):
         model.get_parameter(name).requires_grad_(True)

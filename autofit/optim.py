@@ -60,6 +60,7 @@ def scaled(
     chosen = table(plan.scheme, rule, decoupled=decoupled)
     ratios, moved = {"r_in": p.r_in, "r_out": p.r_out}, factors(chosen.optimizer)
     cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
+    cells["lr"] *= p.lr
     return cells if scale_eps else cells | {"eps": 1.0} if "eps" in cells else cells
 
 

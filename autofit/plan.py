@@ -21,13 +21,17 @@ class ParameterPlan:
         role: ``input``, ``hidden``, ``output``, ``vector`` or ``fixed``.
         rule: row of the rule table: the role, or ``bottleneck``.
         r_in, r_out: width multipliers of the contracted and of the surviving axes, dimensionless.
-        fold: multiplier moved into the weight by the abc-symmetry (TP5 Lemma J.1); 1 if none.
+        fold: multiplier moved into the weight by the abc-symmetry (TP5 Lemma J.1); 1 if none. One that was moved out of
+            it, into ``multiplier``, is its inverse.
         init_law: what its initial std follows: ``constant``, ``fan_in``, ... or ``unknown``.
         init_std: measured std before muify, ``None`` if not measured.
         init_factor: factor that muify applies to the initial values.
         reason: why it has this role.
         where: module path and source line of the deciding use.
         segments: ``(start, stop, role)`` by run of the surviving axis where runs differ.
+        kind: what it is to somebody who tunes it: ``embedding``, ``hidden``, ``norm_gain``, ...
+        multiplier: factor on the parameter in forward; 1 if none.
+        lr: what the user tuned on its learning rate.
     """
 
     name: str
@@ -44,6 +48,9 @@ class ParameterPlan:
     reason: str
     where: str
     segments: tuple[tuple[int, int, str], ...] = ()
+    kind: str = ""
+    multiplier: float = 1.0
+    lr: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class SitePlan:
     """What one readout, attention or embedding site gets.
 
     Attributes:
-        kind: ``readout``, ``attention`` or ``embedding``.
-        parameter: name of the weight, empty for attention.
+        kind: ``readout``, ``attention``, ``embedding`` or ``residual``.
+        parameter: name of the weight, empty for attention and residual branches.
         node: FX node name in the captured program.
         where: module path and source line.
         size, ratio: summed elements and their growth.
@@ -154,6 +161,10 @@ class Plan:
     def rescaled(self) -> set[str]:
         """Names of the parameters whose initial values change."""
         return {p.name for p in self.parameters.values() if p.init_factor != 1.0}
+
+    def multiplied(self) -> dict[str, ParameterPlan]:
+        """Parameters with a factor of their own in forward, by name."""
+        return {p.name: p for p in self.parameters.values() if p.multiplier != 1.0}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` gives an equal plan back."""

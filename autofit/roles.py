@@ -35,6 +35,7 @@ class ParameterRole:
     Attributes:
         parameter: the parameter.
         role: its role (RULES: input, hidden, output, vector, fixed).
+        kind: what it is to somebody who tunes it (`autofit.kinds`).
         r_in: growth of the axes contracted with the activation, dimensionless.
         r_out: growth of the axes that survive.
         fan_in: contracted elements, kernel taps included.
@@ -53,6 +54,7 @@ class ParameterRole:
 
     parameter: Parameter
     role: Role
+    kind: str
     r_in: float
     r_out: float
     fan_in: int
@@ -74,8 +76,8 @@ class Site:
     """A place in the forward pass whose scale muP prescribes.
 
     Attributes:
-        kind: ``readout``, ``attention`` or ``embedding``.
-        parameter: name of the weight, empty for a product of two activations.
+        kind: ``readout``, ``attention``, ``embedding`` or ``residual``.
+        parameter: name of the weight, empty for a product of two activations and for a residual branch.
         node: the op.
         where: module path and source line.
         size: summed elements (for an embedding: its width).
@@ -86,9 +88,10 @@ class Site:
         paths: values that may carry a multiplier, one tuple per operand, nearest first.
         treatment: ``apply``, ``nothing`` (already right), ``norm`` (left alone) or ``unsupported``.
         reason: why, in words.
+        tuned: factor that the user wants on it, at any width.
     """
 
-    kind: Literal["readout", "attention", "embedding"]
+    kind: Literal["readout", "attention", "embedding", "residual"]
     parameter: str
     node: fx.Node
     where: str
@@ -100,13 +103,14 @@ class Site:
     paths: tuple[tuple[fx.Node, ...], ...]
     treatment: Literal["apply", "nothing", "norm", "unsupported"]
     reason: str
+    tuned: float = 1.0
 
     @property
     def multiplier(self) -> float:
         """Factor to put on this site, dimensionless."""
         if self.treatment != "apply":
-            return 1.0
-        return float(self.ratio ** (self.exponent - self.present))
+            return self.tuned
+        return float(self.ratio ** (self.exponent - self.present)) * self.tuned
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Roles:
     Attributes:
         growth: dimensions and their ratios.
         parameters: by parameter name.
-        sites: readouts, attention, embeddings.
+        sites: readouts, attention, embeddings, residual branches.
         unused: parameters that the forward pass never reads.
         notes: remarks for the report.
     """

@@ -98,6 +98,7 @@ class Table:
         rules: by kind of parameter.
         sites: by kind of site.
         folds: kinds of sites whose multiplier goes into a weight in this form.
+        thetas: forward factors that parameters get for this form, by kind.
     """
 
     scheme: str
@@ -108,6 +109,7 @@ class Table:
     rules: Mapping[str, Rule]
     sites: Mapping[str, Site]
     folds: frozenset[str]
+    thetas: Mapping[str, Monomial]
 
 
 def move(rule: Rule, theta: Monomial, optimizer: Optimizer) -> Rule:
@@ -212,6 +214,7 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
         {role: move(_rule(role, row, own), thetas.get(role, ONE), own) for role, row in data["roles"].items()},
         {kind: Site(s["what"], Monomial.parse(s["total"]), s["source"]) for kind, s in data["sites"].items()},
         frozenset(data["forms"][form]["folds"]),
+        {} if data["forms"][form]["folds"] else thetas,
     )
 
 

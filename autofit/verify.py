@@ -32,6 +32,7 @@ def verify_program(before: Roles, after: Dims, plan: Plan) -> None:
     """
     old, new = before.growth.dims.program, after.program
     pairs, added_nodes = _match(old, new, plan)
+    _check_parameters(new, added_nodes, plan)
     flow_old, flow_new = Flow(before.growth.dims), Flow(after)
     for site, planned in zip(before.sites, plan.sites, strict=True):
         if planned.carrier.place in ("weight", "key"):
@@ -49,6 +50,20 @@ def verify_program(before: Roles, after: Dims, plan: Plan) -> None:
         added = _added_runs(twin, planned.carrier.indices, added_nodes) if planned.carrier.indices else now / was
         if not math.isclose(added, planned.multiplier, rel_tol=1e-6):
             raise _not_arrived(added, planned)
+
+
+def _check_parameters(program: Program, added: set[fx.Node], plan: Plan) -> None:
+    """Every reader of a parameter with a factor of its own is the multiplication by that."""
+    nodes = {n.name: n for n in program.graph.nodes}
+    for p in plan.multiplied().values():
+        readers = list(nodes[program.parameter(p.name).node or ""].users)
+        factors = [float(n.args[1]) if n in added and op_name(n) == "aten.mul" else 1.0 for n in readers]  # type: ignore[arg-type]
+        if not readers or any(not math.isclose(f, p.multiplier, rel_tol=1e-6) for f in factors):
+            raise VerificationError(
+                f"{p.name} got the factors {factors} in forward instead of {p.multiplier:g}",
+                where=p.where,
+                todo="the model was left as it was; please report it with this message",
+            )
 
 
 def _not_arrived(added: float, planned: SitePlan) -> VerificationError:
@@ -78,6 +93,7 @@ def _match(old: Program, new: Program, plan: Plan) -> tuple[dict[fx.Node, fx.Nod
     """Pair the nodes of the old graph with those of the new one; what is left are the multipliers' nodes."""
     hooked = [s.carrier for s in plan.sites if s.multiplier != 1 and s.carrier.place in ("input", "output")]
     rewritten = {path for carrier in hooked for path in (carrier.path, *carrier.also)}
+    rewritten |= {n.rpartition(".")[0] for p in plan.multiplied().values() for n in p.names}
     ignored = {s.carrier.path for s in plan.sites if s.multiplier != 1 and s.carrier.place == "key"}
     mine = [n for n in old.calls() if not _within(n, ignored)]
     theirs = [n for n in new.calls() if not _within(n, ignored)]

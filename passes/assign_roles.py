@@ -14,6 +14,7 @@ from autofit.dims import Cell, Product, Use
 from autofit.errors import DimensionError, PlanError
 from autofit.flow import Factor, Flow, reaching_output
 from autofit.growth import Growth
+from autofit.kinds import kind_of
 from autofit.measure import Fan
 from autofit.program import LAYER_INDEX, Parameter, describe, module_path, op_name
 from autofit.roles import ParameterRole, Role, Roles, Segment, Site
@@ -134,7 +135,7 @@ class _Reader:
         """One role for all uses of a parameter; lookups come first."""
         if not uses:
             return ParameterRole(
-                p, "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", "never used by forward", p.name
+                p, "fixed", "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", "never used by forward", p.name
             )
         whole = max(len(u.kinds) for u in uses)  # what is computed from it and constants has fewer of its axes
         uses = [u for u in uses if len(u.kinds) == whole]
@@ -161,6 +162,7 @@ class _Reader:
         return ParameterRole(
             parameter=p,
             role=role,
+            kind=kind_of(use, self.at[use.node], role, bottleneck, self.flow),
             r_in=self.ratio(ins),
             r_out=self.ratio([*outs, *(c for c, k in use.cells if k == "stack")]),
             fan_in=math.prod(c.size for c in ins) * taps,
@@ -278,8 +280,7 @@ class _Reader:
             if role == "output" and use.parameter in readouts:  # one weight has one scale, inside as at the output
                 found.append(self.readout(use))
             elif role == "input" and "index" in use.kinds.values():
-                site = self.embedding(use)
-                found += [site] if site else []
+                found.append(self.embedding(use))
         order = self.flow.order
         return sorted(found, key=lambda s: order[s.node])
 
@@ -430,7 +431,7 @@ class _Reader:
             reason=f"already muP: {reason}" if done else reason,
         )
 
-    def embedding(self, use: Use) -> Site | None:
+    def embedding(self, use: Use) -> Site:
         """RULES 4: an embedding times sqrt(width) must become width-independent."""
         outs = [c for c, k in use.cells if k == "out"]
         size, ratio = math.prod(c.size for c in outs), self.ratio(outs)
@@ -440,8 +441,6 @@ class _Reader:
         wanted = self.exponents["embedding"]
         if factors and present == 0 and part != size:  # one table for all layers has that of one
             present, scale, told = self.exponent(factors, part, ratio)
-        if present == wanted:
-            return None
         return Site(
             kind="embedding",
             parameter=use.parameter,
@@ -453,6 +452,6 @@ class _Reader:
             present=present,
             scale=scale,
             paths=(nodes,),
-            treatment="apply",
+            treatment="nothing" if present == wanted else "apply",
             reason=f"multiplied by {scale:.6g}{told}",
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from autofit.errors import PlanError
 from autofit.measure import Fan, Law, Spread, find_law, pool
+from autofit.monomial import ONE
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
 from autofit.program import LAYER_INDEX
 from autofit.roles import ParameterRole, Roles
 from autofit.rules import table
+from autofit.tunables import Knob, Tunables
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class MakePlan:
             ``None``: refuse where these differ.
         unused: ``freeze`` marks parameters that the example does not reach as not to be trained.
         zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises.
+        tunables: the user's own factors.
+        multipliable: parameters that can have a factor of their own in forward.
     """
 
     carriers: Mapping[str, Carrier]
@@ -46,6 +50,8 @@ class MakePlan:
     frozen: Literal["keep", "plan"] | None = None
     unused: Literal["freeze"] | None = None
     zero_readout: bool = False
+    tunables: Tunables = field(default_factory=Tunables)
+    multipliable: frozenset[str] = frozenset()
 
     def __call__(self, roles: Roles) -> Plan:
         """Make the plan.
@@ -60,13 +66,7 @@ class MakePlan:
         for site in roles.sites:
             carrier = self.carriers.get(site.node.name, Carrier("none"))
             if carrier.place == "weight" and site.multiplier != 1:
-                if self.init == "keep":
-                    raise PlanError(
-                        f"the multiplier {site.multiplier:g} of {site.where} goes into a weight, and init='keep' "
-                        "forbids changing its values",
-                        where=site.where,
-                        todo="use init='auto', or form='table8' with the readout as a module of its own",
-                    )
+                self._check_values_may_change(f"the multiplier {site.multiplier:g} of {site.where}", site.where)
                 for name in (carrier.path, *carrier.also):
                     if self.frozen == "keep" and not roles.parameters[name].parameter.trainable:
                         raise PlanError(
@@ -109,7 +109,7 @@ class MakePlan:
             sizes={d.name: d.size for d in growth.dimensions},
             parameters=ParameterTable(plans),
             sites=sites,
-            notes=(*growth.notes, *roles.notes),
+            notes=(*growth.notes, *roles.notes, *self._unmoved(plans)),
             frozen=roles.unused if self.unused == "freeze" else (),
         )
 
@@ -143,11 +143,64 @@ class MakePlan:
                 )
         return names
 
-    def _parameter(self, r: ParameterRole, fold: float, depth: int, roles: Roles) -> ParameterPlan:
-        row: str = r.role
+    def _row(self, r: ParameterRole) -> str:
         if r.bottleneck:
-            row = "bottleneck" if self.bottleneck == "hidden" else "bottleneck as output"
+            return "bottleneck" if self.bottleneck == "hidden" else "bottleneck as output"
+        return r.role
+
+    def _knob(self, r: ParameterRole, roles: Roles) -> Knob:
+        at_site = any(s.parameter == r.parameter.name for s in roles.sites)
+        return self.tunables.of_parameter(r.kind, r.parameter.names, at_site)
+
+    def _multiplier(self, r: ParameterRole, roles: Roles) -> tuple[float, float]:
+        """Factor of a parameter in forward, and the one by which its values are larger for it or instead of it.
+
+        Raises:
+            PlanError: the user wants a factor where none can be.
+        """
+        name, theta = r.parameter.name, table(self.scheme, form=self.form).thetas.get(self._row(r), ONE)
+        moved = theta(r_in=r.r_in, r_out=r.r_out) if name in self.multipliable else 1.0
+        own = self._knob(r, roles).multiplier
+        if own == 1:
+            return moved, 1 / moved
+        if self.tunables.folded:
+            if r.tied:
+                raise PlanError(
+                    f"the tuned multiplier {own:g} of {name} cannot go into its values: they are the readout's, too",
+                    where=r.where,
+                    todo="leave folded=False, and lookups alone are multiplied",
+                )
+            self._check_values_may_change(f"the tuned multiplier {own:g} of {name}", r.where)
+            return moved, own / moved
+        if name not in self.multipliable:
+            raise PlanError(
+                f"the tuned multiplier {own:g} has no place in forward: {name} is not read as an attribute of its module",
+                where=r.where,
+                todo="pass Tunables(..., folded=True), which trains the same",
+            )
+        return moved * own, 1 / moved
+
+    def _check_values_may_change(self, what: str, where: str) -> None:
+        if self.init == "keep":
+            raise PlanError(
+                f"{what} goes into a weight, and init='keep' forbids changing its values",
+                where=where,
+                todo="use init='auto', or form='table8' with the readout as a module of its own",
+            )
+
+    def _unmoved(self, plans: tuple[ParameterPlan, ...]) -> Iterator[str]:
+        """Parameters whose factor a form cannot put into forward, so that it stays in their values."""
+        thetas = table(self.scheme, form=self.form).thetas
+        kept = [p.name for p in plans if p.rule in thetas and p.name not in self.multipliable and p.r_in * p.r_out != 1]
+        if kept:
+            yield f"form {self.form}: no module reads {', '.join(kept)} by name, so their multiplier stays in their values"
+
+    def _parameter(self, r: ParameterRole, fold: float, depth: int, roles: Roles) -> ParameterPlan:
+        row = self._row(r)
         rule = table(self.scheme).rules[row]
+        multiplier, larger = self._multiplier(r, roles)
+        fold *= larger
+        knob = self._knob(r, roles)
         spread = self.spreads.get(r.parameter.name)
         alike = self.pooled.get(_fold(r.parameter.name, r.parameter.shape))
         law, factor = Law("not measured", 1.0), 1.0
@@ -159,7 +212,9 @@ class MakePlan:
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
             factor = 1.0  # gains around one, decay rates: not a draw around zero
-        factor *= fold
+        if self.init == "keep" and fold * knob.init != 1:
+            self._check_values_may_change(f"a factor of {r.parameter.name}", r.where)
+        factor *= fold * knob.init
         factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # roots and powers leave a rest
         return ParameterPlan(
             name=r.parameter.name,
@@ -176,6 +231,9 @@ class MakePlan:
             reason=r.reason,
             where=r.where,
             segments=tuple((s.start, s.stop, s.role) for s in r.segments),
+            kind=r.kind,
+            multiplier=multiplier,
+            lr=knob.lr,
         )
 
     @cached_property

@@ -42,6 +42,30 @@ class PlaceMultipliers:
         return {node.name: carrier for node, carrier in placer.placed.items()}
 
 
+def multipliable(roles: Roles, modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Parameters that a hook on their own module can multiply: read inside its calls, by attribute, as they are.
+
+    Not so where another module reads them, where a module keeps a list of them, and where they give a length.
+    """
+    nodes = {n.name: n for n in roles.growth.dims.program.graph.nodes}
+    lengths = {r.length_of for r in roles.parameters.values()}
+    found = set()
+    for name, role in roles.parameters.items():
+        p = role.parameter
+        owners = [n.rpartition(".")[0] for n in p.names]
+        if p.node is None or role.length_of or name in lengths or any(map(_keeps_lists, map(modules.get, owners))):
+            continue
+        if all(any(not o or o in module_paths(u) for o in owners) for u in nodes[p.node].users):
+            found.add(name)
+    return frozenset(found)
+
+
+def _keeps_lists(module: nn.Module | None) -> bool:
+    """Whether a module holds its parameters in a list, as recurrent ones do, besides by name."""
+    lists = [v for v in vars(module).values() if isinstance(v, list | tuple)] if module else []
+    return any(isinstance(item, nn.Parameter) for value in lists for item in value)
+
+
 class _Placer:
     def __init__(self, roles: Roles, modules: Mapping[str, nn.Module]) -> None:
         self.roles, self.modules = roles, modules

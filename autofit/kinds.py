@@ -1,0 +1,51 @@
+"""What a parameter is to somebody who tunes it: gain or bias, of a norm or of a layer, table or matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from autofit.dims import Use
+from autofit.flow import NORMS, Flow
+from autofit.program import op_name
+from autofit.roles import Role
+
+Kind = Literal[
+    "embedding", "input", "hidden", "output", "norm_gain", "norm_bias", "gain", "bias", "fixed"
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def kind_of(use: Use, beside: Iterable[Use], role: Role, bottleneck: bool, flow: Flow) -> Kind:
+    """The kind of a parameter, by the use that decides its role.
+
+    Tables are embeddings, whether looked up or added to data; a sum over weights is named by its role, and one that
+    stays inside the model is hidden; what multiplies or is added per element is a gain or a bias.
+
+    Args:
+        use: the deciding use.
+        beside: all uses of parameters by the same op.
+        role: the parameter's role.
+        bottleneck: whether an output stays inside the model.
+        flow: of the program.
+    """
+    ways = set(use.kinds.values())
+    if "index" in ways or (role == "input" and "in" not in ways):
+        return "embedding"
+    if "in" in ways:
+        return "fixed" if role in ("fixed", "vector") else "hidden" if bottleneck else role
+    added = _is_added(use, beside)
+    if op_name(use.node) in NORMS or (use.partner is not None and flow.is_normalized(use.partner)):
+        return "norm_bias" if added else "norm_gain"
+    return "bias" if added else "gain"
+
+
+def _is_added(use: Use, beside: Iterable[Use]) -> bool:
+    """Whether an op adds a parameter: an addition, one that sums over a weight, or one with an argument for biases."""
+    if op_name(use.node) in ("aten.add", "aten.sub"):
+        return True
+    if any("in" in other.kinds.values() for other in beside):
+        return True
+    names = [a.name for a in getattr(getattr(use.node.target, "_schema", None), "arguments", ())]
+    taken = {**dict(zip(names, use.node.args, strict=False)), **use.node.kwargs}
+    return taken.get("bias") is use.operand
