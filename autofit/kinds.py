@@ -10,9 +10,7 @@ from autofit.flow import NORMS, Flow
 from autofit.program import op_name
 from autofit.roles import Role
 
-Kind = Literal[
-    "embedding", "input", "hidden", "output", "norm_gain", "norm_bias", "gain", "bias", "fixed"
-]
+Kind = Literal["embedding", "input", "hidden", "output", "norm_gain", "norm_bias", "gain", "bias", "fixed"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 

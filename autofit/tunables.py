@@ -138,6 +138,8 @@ def _knob(name: str, value: Any) -> Knob:
         return value
     if isinstance(value, Mapping):
         if unknown := set(value) - {"lr", "init", "multiplier"}:
-            raise PlanError(f"tunables: {name} has no {', '.join(sorted(map(str, unknown)))}", todo="lr, init, multiplier")
+            raise PlanError(
+                f"tunables: {name} has no {', '.join(sorted(map(str, unknown)))}", todo="lr, init, multiplier"
+            )
         return Knob(**value)
     return Knob(multiplier=value)
