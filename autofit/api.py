@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
 from autofit.passes.tune import Tune
 from autofit.plan import Plan
 from autofit.report import render, to_json
+from autofit.residuals import residuals
 from autofit.roles import Roles
 from autofit.rules import table
 from autofit.tunables import Tunables
@@ -37,6 +39,8 @@ from autofit.verify import verify_program, verify_values
 Second = nn.Module | tuple[nn.Module, Any]
 Base = int | Second | Callable[[], Second] | Mapping[str, float] | str | os.PathLike[str]
 Progress = Callable[[str], None]
+BRANCHES = "residual_branches"
+"""Name, in a base, of the number of branches on its residual stream; of the second stream, with ``.2``."""
 NOT_SEEN = (
     "the model is on meta and its initialization was not seen, so no initial value is planned: "
     "build it by autofit.deferred_init(factory)"
@@ -156,8 +160,9 @@ class Analysis:
         draw_all(self.recipe, self.model, self.plan, generator)
 
     def base(self) -> dict[str, float]:
-        """Base size of every dimension that can grow, in elements."""
-        return dict(self.plan.base)
+        """Base size of every dimension that can grow, in elements; under a scheme of depth, its branches, too."""
+        names = (BRANCHES if i == 0 else f"{BRANCHES}.{i + 1}" for i in range(len(self.plan.branches)))
+        return {**self.plan.base, **dict(zip(names, self.plan.branches, strict=True))}
 
     def save_base(self, path: str | os.PathLike[str]) -> None:
         """Write `base` as a small JSON file, which ``base=path`` reads for a model of any depth."""
@@ -177,7 +182,7 @@ def analyze(
     *,
     base: Base = 256,
     scheme: str = "mup",
-    form: str = "table8",
+    form: str | None = None,
     init: Literal["auto", "keep"] = "auto",
     strict: bool = True,
     bottleneck: Literal["hidden", "output"] = "hidden",
@@ -186,6 +191,7 @@ def analyze(
     frozen: Literal["keep", "plan"] | None = None,
     unused: Literal["freeze"] | None = None,
     tunables: Tunables | Mapping[str, Any] | None = None,
+    depth_ratio: float | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
@@ -201,9 +207,19 @@ def analyze(
     recipe = find_recipe(model)
     dims = InferDims()(capture(model, example, recipe.scalars(model) if recipe else None))
     say("base")
-    growth = _resolve(base, example, grow, strict, frozen, dims)
+    growth, depth = _resolve(base, example, grow, strict, frozen, dims)
+    if depth_ratio is not None and not optim.check_number("depth_ratio", depth_ratio):
+        raise PlanError("depth_ratio is 0")
     say("roles")
-    roles = Tune(knobs)(AssignRoles(scheme, strict=strict, frozen=frozen, unused=unused)(growth))
+    roles = Tune(knobs)(
+        AssignRoles(
+            scheme,
+            strict=strict,
+            frozen=frozen,
+            unused=unused,
+            depth=depth if depth_ratio is None else float(depth_ratio),
+        )(growth)
+    )
     say("plan")
     modules = dict(model.named_modules(remove_duplicate=False))
     carriers = PlaceMultipliers(modules, rules.folds)(roles)
@@ -212,7 +228,7 @@ def analyze(
         spreads=spreads(model) | (recipe.spreads(model) if recipe else {}),
         shapes={p.name: p.shape for p in dims.program.parameters},
         scheme=scheme,
-        form=form,
+        form=rules.form,
         bottleneck=bottleneck,
         init=init,
         constants=_init_constants(model),
@@ -234,7 +250,7 @@ def muify(
     *,
     base: Base = 256,
     scheme: str = "mup",
-    form: str = "table8",
+    form: str | None = None,
     init: Literal["auto", "keep"] = "auto",
     strict: bool = True,
     bottleneck: Literal["hidden", "output"] = "hidden",
@@ -243,6 +259,7 @@ def muify(
     frozen: Literal["keep", "plan"] | None = None,
     unused: Literal["freeze"] | None = None,
     tunables: Tunables | Mapping[str, Any] | None = None,
+    depth_ratio: float | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Rewrite a model in place so that it trains in muP, and prove that the rewrite is what was planned.
@@ -258,7 +275,8 @@ def muify(
             second, narrower model, that with its own example where the input is as wide as the model (a pair), or a
             factory of either, a mapping ``{dimension: size}``, or the path of a
             saved base (JSON) or of mup's ``.bsh``.
-        scheme: parametrization; ``"mup"``.
+        scheme: parametrization, as `autofit rules` lists them: ``"mup"``, with depth ``"mup+completep"`` or
+            ``"mup+depth"``, and for comparison ``"sp"`` (nothing) or ``"ntk"``.
         form: where multipliers are, in one and the same training run (TP5 Lemma J.1): ``"table8"`` in forward,
             ``"table3"`` those of readouts in initial values and learning rates, ``"folded"`` all of them, so that
             forward and checkpoints are plain, ``"table9"`` in forward on both ends.
@@ -274,6 +292,8 @@ def muify(
             optimizer trains them; ``None`` refuses a model that has such matrices, for their role is unknown.
         tunables: factors that were tuned at the base, on learning rates, initial values and multipliers, by kind of
             parameter or name (`Tunables`).
+        depth_ratio: how many times as many residual branches as the base has, where the scheme scales with depth and
+            the base does not tell.
         progress: called with the name of each stage.
 
     Returns:
@@ -296,6 +316,7 @@ def muify(
         frozen=frozen,
         unused=unused,
         tunables=tunables,
+        depth_ratio=depth_ratio,
         progress=progress,
     )
     say = progress or (lambda stage: None)
@@ -335,7 +356,8 @@ def _resolve(
     strict: bool,
     frozen: Literal["keep", "plan"] | None,
     dims: Dims,
-) -> Growth:
+) -> tuple[Growth, tuple[float, ...] | None]:
+    """Base sizes, and the number of branches on the base's residual streams if it tells."""
     if callable(base) and not isinstance(base, nn.Module):
         made = base()
         if not isinstance(made[0] if isinstance(made, tuple) and len(made) == 2 else made, nn.Module):
@@ -350,20 +372,32 @@ def _resolve(
         drawn = spreads(base) | (recipe.spreads(base) if recipe else {})
         scalars = recipe.scalars(base) if recipe else None
         second = BaseModel(InferDims()(capture(base, example, scalars)), {n: s.std for n, s in drawn.items()})
-        return ResolveBase(second, grow)(dims)
+        counts = Counter(r.stream for r in residuals(second.dims))
+        return ResolveBase(second, grow)(dims), tuple(float(counts[i]) for i in sorted(counts))
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
-            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims)
-        return ResolveBase(loaded.sizes, grow, str(base), strict, frozen)(dims)
+            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims), None
+        sizes, depth = _apart(loaded.sizes)
+        return ResolveBase(sizes, grow, str(base), strict, frozen)(dims), depth
     if isinstance(base, Mapping):
-        return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims)
+        sizes, depth = _apart(base)
+        return ResolveBase(sizes, grow, strict=strict, frozen=frozen)(dims), depth
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise BaseError(
             f"base is a {type(base).__name__}",
             todo="pass a number, a model, a function that makes one, a mapping, or the path of a base file",
         )
-    return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims)
+    return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims), None
+
+
+def _apart(base: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, ...] | None]:
+    """Sizes, and the numbers of residual branches, of a base that has both."""
+    sizes = {k: v for k, v in base.items() if not (isinstance(k, str) and k.startswith(BRANCHES))}
+    counts = [optim.check_number(k, base[k]) for k in base if k not in sizes]
+    if any(n == 0 for n in counts):
+        raise BaseError(f"the base has 0 {BRANCHES}")
+    return sizes, tuple(counts) or None
 
 
 def _init_constants(model: nn.Module) -> tuple[float, ...]:

@@ -63,6 +63,7 @@ class Probe(nn.Module):
             units = [UNITS if isinstance(e, str) else e // 2 if e == LATENT else e for e in ends]
             fan = base if isinstance(ends[-1], str) else shape[-1]
             rule, ratios = self.rules[_rule(role)], self.growth(role)
+            assert rule.init is not None
             learned = torch.randn(units, generator=generator, dtype=torch.float64)
             value = learned.repeat([n // k for n, k in zip(shape, units, strict=True)]) * fan**-0.5
             if role in NOISY:
@@ -93,7 +94,9 @@ class Probe(nn.Module):
 
     def multiplier(self, role: str) -> float:
         """Forward factor on what a weight gives."""
-        return self.theta * self.rules[_rule(role)].multiplier(self.growth(role))
+        factor = self.rules[_rule(role)].multiplier
+        assert factor is not None
+        return self.theta * factor(self.growth(role))
 
 
 def _paired(size: int, units: int) -> torch.Tensor:

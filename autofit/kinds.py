@@ -31,18 +31,21 @@ def kind_of(use: Use, beside: Iterable[Use], role: Role, bottleneck: bool, flow:
     if "index" in ways or (role == "input" and "in" not in ways):
         return "embedding"
     if "in" in ways:
-        return "fixed" if role in ("fixed", "vector") else "hidden" if bottleneck else role
-    added = _is_added(use, beside)
-    if op_name(use.node) in NORMS or (use.partner is not None and flow.is_normalized(use.partner)):
+        if role == "fixed" or role == "vector":
+            return "fixed"
+        return "hidden" if bottleneck else role
+    if any("in" in other.kinds.values() for other in beside):
+        return "bias"
+    added = _is_added(use)
+    others = (n for n in use.node.all_input_nodes if n is not use.operand)
+    if op_name(use.node) in NORMS or any(flow.is_normalized(n) for n in others):
         return "norm_bias" if added else "norm_gain"
     return "bias" if added else "gain"
 
 
-def _is_added(use: Use, beside: Iterable[Use]) -> bool:
-    """Whether an op adds a parameter: an addition, one that sums over a weight, or one with an argument for biases."""
+def _is_added(use: Use) -> bool:
+    """Whether an op adds a parameter: an addition, or one with an argument for biases."""
     if op_name(use.node) in ("aten.add", "aten.sub"):
-        return True
-    if any("in" in other.kinds.values() for other in beside):
         return True
     names = [a.name for a in getattr(getattr(use.node.target, "_schema", None), "arguments", ())]
     taken = {**dict(zip(names, use.node.args, strict=False)), **use.node.kwargs}

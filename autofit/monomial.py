@@ -11,6 +11,7 @@ SYMBOLS = {
     "r_in": "growth of the axes that the parameter contracts",
     "r_out": "growth of the axes that survive",
     "r": "growth of the elements that a site sums",
+    "L": "growth of the number of branches on a residual stream",
 }
 _FACTOR = re.compile(r"([*/]?)(1|[A-Za-z_]+)(?:\^(-?\d+(?:/\d+)?))?")
 

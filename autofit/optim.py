@@ -14,7 +14,7 @@ from torch import nn
 
 from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
-from autofit.rules import Optimizer, factors, optimizers, table
+from autofit.rules import BRANCH, Optimizer, factors, optimizers, table
 
 SETTINGS = ("lr", "weight_decay", "eps")
 Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
@@ -60,6 +60,8 @@ def scaled(
     chosen = table(plan.scheme, rule, decoupled=decoupled)
     ratios, moved = {"r_in": p.r_in, "r_out": p.r_out}, factors(chosen.optimizer)
     cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
+    if p.depth != 1 and BRANCH in chosen.rules:
+        cells = {c: v * getattr(chosen.rules[BRANCH], c)(L=p.depth) for c, v in cells.items()}
     cells["lr"] *= p.lr
     return cells if scale_eps else cells | {"eps": 1.0} if "eps" in cells else cells
 

@@ -32,6 +32,7 @@ class ParameterPlan:
         kind: what it is to somebody who tunes it: ``embedding``, ``hidden``, ``norm_gain``, ...
         multiplier: factor on the parameter in forward; 1 if none.
         lr: what the user tuned on its learning rate.
+        depth: growth of the number of branches, for one that is inside a residual branch.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ParameterPlan:
     kind: str = ""
     multiplier: float = 1.0
     lr: float = 1.0
+    depth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Plan:
         sites: in execution order.
         notes: remarks and warnings.
         frozen: parameters that the example does not reach, and that are therefore not to be trained.
+        branches: number of branches on each residual stream of the base, where the scheme scales with depth.
     """
 
     scheme: str
@@ -157,6 +160,7 @@ class Plan:
     sites: tuple[SitePlan, ...]
     notes: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    branches: tuple[float, ...] = ()
 
     def rescaled(self) -> set[str]:
         """Names of the parameters whose initial values change."""
@@ -180,6 +184,7 @@ class Plan:
             "sites": [asdict(s) for s in self.sites],
             "notes": list(self.notes),
             "frozen": list(self.frozen),
+            "branches": list(self.branches),
         }
 
     @classmethod
@@ -208,6 +213,7 @@ class Plan:
                 sites,
                 tuple(data["notes"]),
                 tuple(data["frozen"]),
+                tuple(data.get("branches", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is malformed: {error}") from None

@@ -12,6 +12,7 @@ from autofit.measure import Fan
 from autofit.program import Parameter
 
 Role = Literal["input", "hidden", "output", "vector", "fixed"]
+Treatment = Literal["apply", "nothing", "norm", "unsupported"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ParameterRole:
         length_of: name of the weight whose rows it gives a length (weight normalization), else empty.
         reason: why, in words.
         where: module path and source line.
+        depth: growth of the number of branches, for one that is inside a residual branch.
     """
 
     parameter: Parameter
@@ -69,6 +71,7 @@ class ParameterRole:
     length_of: str
     reason: str
     where: str
+    depth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Site:
     present: float
     scale: float
     paths: tuple[tuple[fx.Node, ...], ...]
-    treatment: Literal["apply", "nothing", "norm", "unsupported"]
+    treatment: Treatment
     reason: str
     tuned: float = 1.0
 
@@ -123,6 +126,7 @@ class Roles:
         sites: readouts, attention, embeddings, residual branches.
         unused: parameters that the forward pass never reads.
         notes: remarks for the report.
+        branches: number of branches on each residual stream of the base; empty where that is not asked.
     """
 
     growth: Growth
@@ -130,6 +134,7 @@ class Roles:
     sites: tuple[Site, ...]
     unused: tuple[str, ...]
     notes: tuple[str, ...]
+    branches: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"Roles of {self.growth.dims.program.model_name}"]

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from autofit.monomial import SYMBOLS
-from autofit.rules import COLUMNS, Rule, Table, optimizers, table
+from autofit.monomial import SYMBOLS, Monomial
+from autofit.rules import COLUMNS, OWN, Rule, Table, optimizers, table
 
 TITLES = {"multiplier": "multiplier", "init": "init std", "lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 LEGEND = "Factors on the values tuned at the base, where each is 1."
@@ -32,10 +32,10 @@ def overview(scheme: str = "mup", form: str | None = None) -> Iterator[Sheet]:
     each = [table(scheme, name, form) for name in optimizers()]
     first, roles = each[0], tuple(each[0].rules)
     title = f"{first.scheme}: {first.title} ({first.source}), form {first.form}"
-    scales = tuple((role, str(r.multiplier), str(r.init), r.what) for role, r in first.rules.items())
+    scales = tuple((role, _shown(r.multiplier), _shown(r.init), r.what) for role, r in first.rules.items())
     ratios = (f"{name}: {meaning}" for name, meaning in SYMBOLS.items())
     yield Sheet(title, ("parameter", "multiplier", "init std", "what"), scales, (LEGEND, *ratios))
-    sites = tuple((kind, str(s.total), s.what) for kind, s in first.sites.items())
+    sites = tuple((kind, _shown(s.total), s.what) for kind, s in first.sites.items())
     yield Sheet("Scale of sums, with the factors that the program has", ("site", "total", "what"), sites)
     for column, name in (("lr", "Learning rate"), ("eps", "Epsilon"), ("weight_decay", "Weight decay")):
         alike: dict[tuple[str, ...], list[str]] = {}
@@ -54,14 +54,18 @@ def detail(chosen: Table) -> Iterator[Sheet]:
 
     def cell(rule: Rule, column: str) -> str:
         number = numbers.setdefault(rule.source(column), len(numbers) + 1)
-        return f"{getattr(rule, column)} [{number}]"
+        return f"{_shown(getattr(rule, column))} [{number}]"
 
     rows = tuple((role, *(cell(r, c) for c in columns)) for role, r in chosen.rules.items())
-    sites = tuple((k, str(s.total), s.source) for k, s in chosen.sites.items())
+    sites = tuple((k, _shown(s.total), s.source) for k, s in chosen.sites.items())
     title = f"{chosen.scheme} for {chosen.optimizer.name} ({', '.join(chosen.optimizer.classes)}), form {chosen.form}"
     header = ("parameter", *(TITLES[c] for c in columns))
     yield Sheet(title, header, rows, (LEGEND, *(f"[{n}] {source}" for source, n in numbers.items())))
     yield Sheet("Scale of sums, with the factors that the program has", ("site", "total", "source"), sites)
+
+
+def _shown(value: Monomial | None) -> str:
+    return OWN if value is None else str(value)
 
 
 def sheets(scheme: str = "mup", optimizer: str | None = None, form: str | None = None) -> Iterator[Sheet]:
@@ -120,5 +124,5 @@ def _to_dict(chosen: Table) -> dict[str, Any]:
             role: {c: {"factor": str(v), "source": rule.source(c)} for c, v in rule.cells()}
             for role, rule in chosen.rules.items()
         },
-        "sites": {k: {"total": str(s.total), "source": s.source} for k, s in chosen.sites.items()},
+        "sites": {k: {"total": _shown(s.total), "source": s.source} for k, s in chosen.sites.items()},
     }

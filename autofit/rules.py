@@ -47,8 +47,8 @@ class Rule:
 
     Attributes:
         what: the kind, in words.
-        multiplier: forward factor on what the parameter gives.
-        init: standard deviation of the initial values.
+        multiplier: forward factor on what the parameter gives; ``None``: whatever the program has.
+        init: standard deviation of the initial values; ``None``: whatever the model draws.
         lr: learning rate.
         eps: small number beside the root mean square of the gradients; ``None`` where the optimizer has none.
         weight_decay: in the convention of the optimizer.
@@ -56,8 +56,8 @@ class Rule:
     """
 
     what: str
-    multiplier: Monomial
-    init: Monomial
+    multiplier: Monomial | None
+    init: Monomial | None
     lr: Monomial
     eps: Monomial | None
     weight_decay: Monomial
@@ -78,12 +78,12 @@ class Site:
 
     Attributes:
         what: which sums.
-        total: scale relative to the base, with the factors that the program already has.
+        total: scale relative to the base, with the factors that the program already has; ``None``: these alone.
         source: where this comes from.
     """
 
     what: str
-    total: Monomial
+    total: Monomial | None
     source: str
 
 
@@ -135,9 +135,26 @@ def factors(optimizer: Optimizer) -> dict[str, int]:
     }
 
 
+OWN = "own"
+"""A cell that leaves to the model what it has."""
+BRANCH = "residual branch"
+"""The row that comes on top of a parameter's own where it is inside a residual branch."""
+
+
 @cache
 def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((resources.files("autofit") / "schemes" / f"{name}.toml").read_text("utf-8"))
+    data = tomllib.loads((resources.files("autofit") / "schemes" / f"{name}.toml").read_text("utf-8"))
+    return _over(_read(data["extends"]), data) if "extends" in data else data
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One scheme's data on top of those that it extends."""
+    both = {k: _over(below[k], v) if isinstance(v, Mapping) and k in below else v for k, v in above.items()}
+    return {**below, **both}
+
+
+def _cell(text: str) -> Monomial | None:
+    return None if text == OWN else Monomial.parse(text)
 
 
 @cache
@@ -212,7 +229,7 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
         data["title"],
         data["source"],
         {role: move(_rule(role, row, own), thetas.get(role, ONE), own) for role, row in data["roles"].items()},
-        {kind: Site(s["what"], Monomial.parse(s["total"]), s["source"]) for kind, s in data["sites"].items()},
+        {kind: Site(s["what"], _cell(s["total"]), s["source"]) for kind, s in data["sites"].items()},
         frozenset(data["forms"][form]["folds"]),
         {} if data["forms"][form]["folds"] else thetas,
     )
@@ -225,8 +242,8 @@ def _rule(role: str, row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
     sources = {"lr": optimizer.source} if measured else {}
     return Rule(
         row["what"],
-        Monomial.parse(row["multiplier"]),
-        Monomial.parse(row["init"]),
+        _cell(row["multiplier"]),
+        _cell(row["init"]),
         lr,
         Monomial.parse(row["eps"][optimizer.family]) if optimizer.eps else None,
         lr**-1 if kept else ONE,

@@ -45,8 +45,9 @@ def verify_program(before: Roles, after: Dims, plan: Plan) -> None:
             if not math.isclose(added, planned.multiplier, rel_tol=1e-6):
                 raise _not_arrived(added, planned)
             continue
-        was = _scale(flow_old, site.node, site.kind)
-        now = _scale(flow_new, twin, site.kind)
+        at = site.node.all_input_nodes.index(site.paths[0][0]) if site.kind == "residual" else None
+        was = _scale(flow_old, site.node, site.kind, at)
+        now = _scale(flow_new, twin, site.kind, at)
         added = _added_runs(twin, planned.carrier.indices, added_nodes) if planned.carrier.indices else now / was
         if not math.isclose(added, planned.multiplier, rel_tol=1e-6):
             raise _not_arrived(added, planned)
@@ -57,7 +58,7 @@ def _check_parameters(program: Program, added: set[fx.Node], plan: Plan) -> None
     nodes = {n.name: n for n in program.graph.nodes}
     for p in plan.multiplied().values():
         readers = list(nodes[program.parameter(p.name).node or ""].users)
-        factors = [float(n.args[1]) if n in added and op_name(n) == "aten.mul" else 1.0 for n in readers]  # type: ignore[arg-type]
+        factors = [float(n.args[1]) if n in added and op_name(n) == "aten.mul" else 1.0 for n in readers]
         if not readers or any(not math.isclose(f, p.multiplier, rel_tol=1e-6) for f in factors):
             raise VerificationError(
                 f"{p.name} got the factors {factors} in forward instead of {p.multiplier:g}",
@@ -128,8 +129,10 @@ def _same_constants(a: fx.Node, b: fx.Node) -> bool:
     return mine == theirs
 
 
-def _scale(flow: Flow, node: fx.Node, kind: str) -> float:
-    """All scalar factors on the paths of one site, multiplied."""
+def _scale(flow: Flow, node: fx.Node, kind: str, branch: int | None) -> float:
+    """All scalar factors on the paths of one site, multiplied; of a residual sum, on its branch."""
+    if branch is not None:
+        return math.prod(f.value for f in flow.upstream(node.all_input_nodes[branch]).factors)
     factors: list[Factor] = []
     if kind != "embedding":
         data = [n for n in node.all_input_nodes if flow.dims.origin.get(n.name) == "data"]

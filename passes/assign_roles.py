@@ -11,13 +11,14 @@ import torch
 from torch import fx
 
 from autofit.dims import Cell, Product, Use
-from autofit.errors import DimensionError, PlanError
+from autofit.errors import BaseError, DimensionError, PlanError
 from autofit.flow import Factor, Flow, reaching_output
 from autofit.growth import Growth
 from autofit.kinds import kind_of
 from autofit.measure import Fan
 from autofit.program import LAYER_INDEX, Parameter, describe, module_path, op_name
-from autofit.roles import ParameterRole, Role, Roles, Segment, Site
+from autofit.residuals import Residual, residuals
+from autofit.roles import ParameterRole, Role, Roles, Segment, Site, Treatment
 from autofit.rules import Table, table
 
 FROZEN = "computed by frozen weights, whose scale is kept"
@@ -41,21 +42,26 @@ class AssignRoles:
         strict: refuse where an answer would be a guess.
         frozen: ``keep`` leaves the scale of what parameters without gradient compute as it is.
         unused: ``freeze`` allows parameters that the example does not reach: they are not trained.
+        depth: branches on each residual stream of the base, or the growth of their number, or ``None``: unknown.
     """
 
     scheme: str = "mup"
     strict: bool = True
     frozen: Literal["keep", "plan"] | None = None
     unused: Literal["freeze"] | None = None
+    depth: tuple[float, ...] | float | None = None
 
     def __call__(self, growth: Growth) -> Roles:
         """Assign roles.
 
         Raises:
             DimensionError: under ``strict``, a parameter depends on an op without a rule.
-            PlanError: under ``strict``, a matrix is never used, or an attention site is unsupported.
+            PlanError: under ``strict``, a matrix is never used, or an attention site is unsupported; the scheme scales
+                with depth, and the base's is not known.
+            BaseError: the base has other residual streams.
         """
         reader = _Reader(growth, table(self.scheme))
+        reader.deepen(self.depth, self.scheme)
         notes = []
         parameters: dict[str, ParameterRole] = {}
         unused = []
@@ -87,7 +93,7 @@ class AssignRoles:
             for s in sites
             if "taken to be the same" in s.reason and s.treatment == "apply" and s.ratio != 1
         ]
-        return Roles(growth, parameters, tuple(sites), tuple(unused), tuple(notes))
+        return Roles(growth, parameters, tuple(sites), tuple(unused), tuple(notes), reader.branches)
 
 
 def _refuse_unruled(growth: Growth) -> None:
@@ -117,17 +123,47 @@ def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
 class _Reader:
     def __init__(self, growth: Growth, rules: Table) -> None:
         self.growth, self.dims, self.axes = growth, growth.dims, growth.dims.axes
-        self.exponents = {
-            "readout": rules.rules["output"].multiplier.exponent("r_in"),
-            "embedding": rules.rules["input"].multiplier.exponent("r_out"),
-            "attention": rules.sites["attention"].total.exponent("r"),
+        totals = {
+            "readout": (rules.rules["output"].multiplier, "r_in"),
+            "embedding": (rules.rules["input"].multiplier, "r_out"),
+            "attention": (rules.sites["attention"].total, "r"),
+            "residual": (rules.sites["residual"].total if "residual" in rules.sites else None, "L"),
         }
+        self.exponents = {kind: None if total is None else total.exponent(r) for kind, (total, r) in totals.items()}
+        self.residuals = residuals(growth.dims)
+        self.depths: tuple[float, ...] = (1.0,) * (1 + max((r.stream for r in self.residuals), default=-1))
+        self.branches: tuple[float, ...] = ()
         self.flow = Flow(growth.dims)
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
         self.summed = {math.prod(a.size for a, _ in p.contracted) for p in growth.dims.products}
         self.reaching = reaching_output(growth.dims, growth.grows)
+
+    def deepen(self, depth: tuple[float, ...] | float | None, scheme: str) -> None:
+        """Growth of the number of branches on each residual stream, if the scheme asks for it.
+
+        Raises:
+            PlanError: the base's number is not known, or given to a scheme that has no use for it.
+            BaseError: the base has other streams.
+        """
+        if self.exponents["residual"] is None:
+            if isinstance(depth, float):
+                raise PlanError(f"depth_ratio={depth:g}, and scheme {scheme!r} does not scale with depth")
+            return
+        own = [sum(r.stream == i for r in self.residuals) for i in range(len(self.depths))]
+        if depth is None:
+            raise PlanError(
+                f"scheme {scheme!r} scales with depth, and this base does not tell how deep it is",
+                todo="pass a base model, depth_ratio=, or a base with 'residual_branches', as this scheme saves it",
+            )
+        self.branches = tuple(n / depth for n in own) if isinstance(depth, float) else depth
+        if len(self.branches) != len(own):
+            raise BaseError(
+                f"the base has {len(self.branches)} residual streams and the model {len(own)}",
+                todo="pass a base of the same kind, with fewer or as many layers",
+            )
+        self.depths = tuple(n / b for n, b in zip(own, self.branches, strict=True))
 
     # roles ---------------------------------------------------------------------------------------------
 
@@ -177,6 +213,7 @@ class _Reader:
             length_of=self.length_of(use),
             reason=reason,
             where=describe(use.node),
+            depth=math.prod(self.depths[r.stream] for r in self.residuals if p.name in r.weights),
         )
 
     def length_of(self, use: Use) -> str:
@@ -270,6 +307,7 @@ class _Reader:
     def sites(self) -> list[Site]:
         """Every place whose scale depends on width."""
         found = [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
+        found += [self.branch(r) for r in self.residuals]
         roles = [self.role_of_use(use)[0] for use in self.dims.uses]
         readouts = {
             u.parameter
@@ -318,7 +356,8 @@ class _Reader:
         _, after = self.flow.downstream(node)
         factors = (*left.factors, *right.factors, *after, *self.own_factors(node, size))
         present, scale, told = self.exponent(factors, size, ratio)
-        treatment, reason = "apply", f"sums {size} products of activations{told}"
+        treatment, wanted, why = self.treat("attention", present)
+        reason = f"{why}sums {size} products of activations{told}"
         feeds = {p.node for p in self.dims.products}
         if not grows:
             treatment, reason = "nothing", f"the {size} summed elements do not grow"
@@ -330,8 +369,6 @@ class _Reader:
         elif any(n in feeds and n is not node for path in (left, right) for n in path.nodes):
             treatment = "unsupported"
             reason = "one side is itself a sum over products of activations (linear attention)"
-        elif present == self.exponents["attention"]:
-            treatment, reason = "nothing", f"already muP{told}"
         return Site(
             kind="attention",
             parameter="",
@@ -339,11 +376,11 @@ class _Reader:
             where=describe(node),
             size=size,
             ratio=ratio,
-            exponent=self.exponents["attention"],
+            exponent=wanted,
             present=present,
             scale=scale,
             paths=(left.nodes, right.nodes),
-            treatment=treatment,  # type: ignore[arg-type]
+            treatment=treatment,
             reason=reason,
         )
 
@@ -406,6 +443,35 @@ class _Reader:
         """Numbers, from one, of the layers around a node."""
         return (int(i) + 1 for i in LAYER_INDEX.findall(module_path(node)))
 
+    def treat(self, kind: str, present: float) -> tuple[Treatment, float, str]:
+        """Whether a site needs anything, the exponent that it must have, and why it needs nothing."""
+        wanted = self.exponents[kind]
+        if wanted is None:
+            return "nothing", present, "left as the model has it: "
+        return ("nothing", wanted, "already right: ") if present == wanted else ("apply", wanted, "")
+
+    def branch(self, residual: Residual) -> Site:
+        """RULES 8: what a branch adds to its stream."""
+        ratio = self.depths[residual.stream]
+        path = self.flow.upstream(residual.branch)
+        present, scale, told = self.exponent(path.factors, 1, ratio)
+        treatment, wanted, _ = self.treat("residual", present)
+        total = sum(r.stream == residual.stream for r in self.residuals)
+        return Site(
+            kind="residual",
+            parameter="",
+            node=residual.node,
+            where=describe(residual.node),
+            size=total,
+            ratio=ratio,
+            exponent=wanted,
+            present=present,
+            scale=scale,
+            paths=(path.nodes,),
+            treatment=treatment,
+            reason=f"one of {total} branches on its stream{told}",
+        )
+
     def readout(self, use: Use) -> Site:
         """RULES 2: in muP the output of a readout is multiplied by r_in^-1, counting what is there."""
         assert use.partner is not None
@@ -415,7 +481,7 @@ class _Reader:
         _, after = self.flow.downstream(use.node)
         present, scale, told = self.exponent((*path.factors, *after, *self.own_factors(use.node, size)), size, ratio)
         reason = f"sums over {self.name(ins)}" + (f"; scale {scale:.6g}{told}" if scale != 1 else "")
-        done = present == self.exponents["readout"]
+        treatment, wanted, why = self.treat("readout", present)
         return Site(
             kind="readout",
             parameter=use.parameter,
@@ -423,12 +489,12 @@ class _Reader:
             where=describe(use.node),
             size=size,
             ratio=ratio,
-            exponent=self.exponents["readout"],
+            exponent=wanted,
             present=present,
             scale=scale,
             paths=(path.nodes,),
-            treatment="nothing" if done else "apply",
-            reason=f"already muP: {reason}" if done else reason,
+            treatment=treatment,
+            reason=why + reason,
         )
 
     def embedding(self, use: Use) -> Site:
@@ -438,9 +504,9 @@ class _Reader:
         nodes, factors = self.flow.downstream(use.node)
         present, scale, told = self.exponent(factors, size, ratio)
         part = self.growing_size(outs)
-        wanted = self.exponents["embedding"]
         if factors and present == 0 and part != size:  # one table for all layers has that of one
             present, scale, told = self.exponent(factors, part, ratio)
+        treatment, wanted, _ = self.treat("embedding", present)
         return Site(
             kind="embedding",
             parameter=use.parameter,
@@ -452,6 +518,6 @@ class _Reader:
             present=present,
             scale=scale,
             paths=(nodes,),
-            treatment="nothing" if present == wanted else "apply",
+            treatment=treatment,
             reason=f"multiplied by {scale:.6g}{told}",
         )

@@ -111,6 +111,7 @@ class MakePlan:
             sites=sites,
             notes=(*growth.notes, *roles.notes, *self._unmoved(plans)),
             frozen=roles.unused if self.unused == "freeze" else (),
+            branches=roles.branches,
         )
 
     def _unfrozen(self, p: ParameterPlan, roles: Roles) -> ParameterPlan:
@@ -174,7 +175,7 @@ class MakePlan:
             return moved, own / moved
         if name not in self.multipliable:
             raise PlanError(
-                f"the tuned multiplier {own:g} has no place in forward: {name} is not read as an attribute of its module",
+                f"the tuned multiplier {own:g} has no place in forward: {name} is no attribute that its module reads",
                 where=r.where,
                 todo="pass Tunables(..., folded=True), which trains the same",
             )
@@ -193,7 +194,8 @@ class MakePlan:
         thetas = table(self.scheme, form=self.form).thetas
         kept = [p.name for p in plans if p.rule in thetas and p.name not in self.multipliable and p.r_in * p.r_out != 1]
         if kept:
-            yield f"form {self.form}: no module reads {', '.join(kept)} by name, so their multiplier stays in their values"
+            names = ", ".join(kept)
+            yield f"form {self.form}: {names}: no attribute that a module reads, so the multiplier stays inside"
 
     def _parameter(self, r: ParameterRole, fold: float, depth: int, roles: Roles) -> ParameterPlan:
         row = self._row(r)
@@ -206,8 +208,7 @@ class MakePlan:
         law, factor = Law("not measured", 1.0), 1.0
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
-            target = rule.init(r_in=r.r_in, r_out=r.r_out)
-            factor = law.growth * target
+            factor = law.growth * rule.init(r_in=r.r_in, r_out=r.r_out) if rule.init is not None else 1.0
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
@@ -234,6 +235,7 @@ class MakePlan:
             kind=r.kind,
             multiplier=multiplier,
             lr=knob.lr,
+            depth=r.depth,
         )
 
     @cached_property
