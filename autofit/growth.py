@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
+from functools import cached_property
+from math import prod, sqrt
 
 from autofit.dims import Cell, Dims
+from autofit.program import LAYER_INDEX
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,18 @@ class Growth:
     def grows(self, cell: Cell) -> bool:
         """Whether any part of an axis is a width."""
         return any((d := self.dimension(a)) is not None and d.grows for a in self.dims.axes.atoms(cell))
+
+    def std_at_base(self, name: str) -> float | None:
+        """Initial std of a parameter in the base; where all layers' copies are drawn alike, theirs together."""
+        return self._folded_std.get(LAYER_INDEX.sub("*", name), (self.base_std or {}).get(name))
+
+    @cached_property
+    def _folded_std(self) -> dict[str, float]:
+        copies: dict[str, list[float]] = {}
+        for name, std in (self.base_std or {}).items():
+            copies.setdefault(LAYER_INDEX.sub("*", name), []).append(std)
+        alike = {name: found for name, found in copies.items() if max(found) <= 1.1 * min(found)}
+        return {name: sqrt(sum(std**2 for std in found) / len(found)) for name, found in alike.items()}
 
     def __str__(self) -> str:
         lines = [f"Growth of {self.dims.program.model_name}, base: {self.base_kind}"]

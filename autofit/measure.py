@@ -94,15 +94,17 @@ GAINS = {"1": 1.0, "sqrt(2)": math.sqrt(2), "1/sqrt(3)": 1 / math.sqrt(3), "5/3"
 
 @dataclass(frozen=True)
 class Law:
-    """How a std depends on width.
+    """How a std depends on width and depth.
 
     Attributes:
         name: in words.
         growth: factor by which the std of the base exceeds the std here: ``ratio^(1/2)`` for a fan law.
+        deep: whether it also falls like ``depth^-1/2``, which is not in ``growth``.
     """
 
     name: str
     growth: float
+    deep: bool = False
 
 
 def pool(spreads: Sequence[Spread]) -> Spread:
@@ -136,8 +138,10 @@ def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterabl
     def near(value: float) -> bool:
         return abs(math.log(s / value)) < tolerance
 
-    if not spread.uniform and any(c > 0 and near(c / math.sqrt(k)) for c in constants for k in depths):
-        return Law(f"constant {s:.4g}", 1.0)
+    if not spread.uniform:
+        for k in depths:
+            if any(c > 0 and near(c / math.sqrt(k)) for c in constants):
+                return Law(f"constant {s * math.sqrt(k):.4g}{_tail(k)}", 1.0, k != 1)
     fans = list(fans)
     if spread.count < FEW:  # too few to measure a scale: a draw inside torch's default bound is taken for one
         drawn = next((f for f in fans if spread.bound <= 1 / math.sqrt(f.size)), None)
@@ -150,6 +154,9 @@ def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterabl
         for fan in fans:
             for name, gain in gains:
                 if near(gain / math.sqrt(fan.size * k)):
-                    tail = "" if k == 1 else f" / sqrt({k:g})"
-                    return Law(f"{name} / sqrt({fan.name} {fan.size:g}){tail}", math.sqrt(fan.ratio))
+                    return Law(f"{name} / sqrt({fan.name} {fan.size:g}){_tail(k)}", math.sqrt(fan.ratio), k != 1)
     return Law(f"constant {s:.4g}", 1.0)
+
+
+def _tail(k: float) -> str:
+    return "" if k == 1 else f" / sqrt({k:g})"

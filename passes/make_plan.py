@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import Literal
 
 from autofit.errors import PlanError
@@ -14,7 +15,7 @@ from autofit.monomial import ONE
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
 from autofit.program import LAYER_INDEX
 from autofit.roles import ParameterRole, Roles
-from autofit.rules import table
+from autofit.rules import BRANCH, table
 from autofit.tunables import Knob, Tunables
 
 
@@ -76,7 +77,7 @@ class MakePlan:
                             todo="put a module around what is multiplied, or train this parameter",
                         )
                     folds[name] = folds.get(name, 1.0) * site.multiplier
-        depth = _depth(roles)
+        depth = _depth(roles.parameters)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
         plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed else p for p in plans)
         plans = tuple(self._unfrozen(p, roles) for p in plans)
@@ -208,7 +209,8 @@ class MakePlan:
         law, factor = Law("not measured", 1.0), 1.0
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
-            factor = law.growth * rule.init(r_in=r.r_in, r_out=r.r_out) if rule.init is not None else 1.0
+            if rule.init is not None:
+                factor = law.growth * rule.init(r_in=r.r_in, r_out=r.r_out) * self._deeper(r, law)
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
@@ -238,6 +240,13 @@ class MakePlan:
             depth=r.depth,
         )
 
+    def _deeper(self, r: ParameterRole, law: Law) -> float:
+        """What a scheme of depth asks of the initial values in a branch, where their own law may know depth, too."""
+        own = table(self.scheme).rules.get(BRANCH)
+        if own is None or own.init is None or r.depth == 1:
+            return 1.0
+        return own.init(L=r.depth) * (math.sqrt(r.depth) if law.deep else 1.0)
+
     @cached_property
     def pooled(self) -> dict[tuple[str, tuple[int, ...]], Spread]:
         """Spread of all layers' copies of a parameter together; copies of another scale are not pooled."""
@@ -252,7 +261,7 @@ class MakePlan:
         return {key: pool(members) for key, members in alike.items()}
 
     def _law(self, r: ParameterRole, alike: Spread, spread: Spread, depth: int, roles: Roles) -> Law:
-        base_std = (roles.growth.base_std or {}).get(r.parameter.name)
+        base_std = roles.growth.std_at_base(r.parameter.name)
         fans = [Fan("fan_in", float(r.law_fan), r.r_law)] if r.law_fan > 1 else []
         fans += [f for f in r.sibling_fans if f.size > 1]
         if r.fan_in > 1 and r.fan_out > 1 and r.role in ("hidden", "output", "input"):
@@ -263,20 +272,27 @@ class MakePlan:
         law = find_law(alike, fans, depth, self.constants)
         if base_std is None or base_std == 0 or spread.std == 0:
             return law
-        growth = base_std / spread.std
-        for candidate in (law.growth, 1.0, math.sqrt(r.r_law), math.sqrt(r.r_in), math.sqrt(r.r_out)):
-            if abs(math.log(growth / candidate)) < 6 * spread.error * max(1.0, math.sqrt(r.r_in * r.r_out)) + 1e-3:
-                return Law(f"measured against the base: x{1 / candidate:.4g}", candidate)
+        growth, deeper = base_std / alike.std, math.sqrt(depth / _depth(roles.growth.base_std or ()))
+        tolerance = 6 * spread.error * max(1.0, math.sqrt(r.r_in * r.r_out)) + 1e-3
+        likely = product((deeper, 1.0) if law.deep else (1.0, deeper), (law.growth, 1.0, *map(math.sqrt, _ratios(r))))
+        for more, candidate in likely:
+            if abs(math.log(growth / candidate / more)) < tolerance:
+                tail = "" if more == 1 else f", and x{1 / more:.4g} by depth"
+                return Law(f"measured against the base: x{1 / candidate:.4g}{tail}", candidate, more != 1)
         return Law(f"measured against the base: x{1 / growth:.4g}", growth)
+
+
+def _ratios(r: ParameterRole) -> tuple[float, float, float]:
+    return r.r_law, r.r_in, r.r_out
 
 
 def _fold(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     return LAYER_INDEX.sub("*", name), shape
 
 
-def _depth(roles: Roles) -> int:
+def _depth(names: Iterable[str]) -> int:
     """Largest repetition count in parameter names: the number of layers."""
-    numbers = [int(n) + 1 for name in roles.parameters for n in LAYER_INDEX.findall(name)]
+    numbers = [int(n) + 1 for name in names for n in LAYER_INDEX.findall(name)]
     return max(numbers, default=1)
 
 

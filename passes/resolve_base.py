@@ -15,7 +15,7 @@ from autofit.dims import Axes, Cell, Dims
 from autofit.errors import BaseError, DimensionError
 from autofit.flow import Flow
 from autofit.growth import Dimension, Growth
-from autofit.program import Program, describe, op_name, shape_of
+from autofit.program import Program, describe, module_path, op_name, shape_of
 from autofit.widths import CLASSES, Widths, divide, fold_layers
 
 COPIES = {f"aten.{n}" for n in "contiguous clone alias detach lift_fresh_copy to _to_copy".split()} | {
@@ -537,8 +537,14 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
     unmatched = [d.name for d in dimensions if d.grows and d.label not in theirs]
     if unmatched:
         raise BaseError(f"the base has no dimension that corresponds to {unmatched[0]}")
-    note = "the base has fewer layers: constants are judged from one model alone"
-    return Growth(dims, _settle(sized), "second model of other depth", main.name, None, dict(base.std) or None, (note,))
+    constants, apart = _constants_by_module(dims, base.dims)
+    notes = tuple(
+        f"the base has fewer layers, and other ops in {path or 'the model itself'}: constants there are judged from "
+        "one model alone"
+        for path in apart[:1]
+    )
+    origin = "second model of other depth"
+    return Growth(dims, _settle(sized), origin, main.name, constants, dict(base.std) or None, notes)
 
 
 def first_difference(here: Program, there: Program) -> str | None:
@@ -556,6 +562,30 @@ def first_difference(here: Program, there: Program) -> str | None:
 def _telling(program: Program) -> list[fx.Node]:
     """Nodes but for copies and checks, which depend on sizes: one head is contiguous, where two are not."""
     return [n for n in program.graph.nodes if n.op != "call_function" or op_name(n) not in COPIES]
+
+
+def _constants_by_module(here: Dims, there: Dims) -> tuple[dict[tuple[str, str], tuple[float, float]], list[str]]:
+    """Numbers of modules that run the same ops, and the others that take numbers; of layers that the base lacks,
+    those in which all of its layers agree."""
+    ours, theirs = _by_module(here.program), _by_module(there.program)
+    flows, found, apart = (Flow(here), Flow(there)), {}, []
+    for path, nodes in ours.items():
+        copies = [theirs[path]] if path in theirs else []
+        copies = copies or [other for name, other in theirs.items() if fold_layers(name) == fold_layers(path)]
+        alike = [other for other in copies if [op_name(n) for n in other] == [op_name(n) for n in nodes]]
+        told = [_constants(zip(nodes, other, strict=True), *flows) for other in alike]
+        if not told and any(flows[0].scalar(a) is not None for n in nodes for a in n.args if isinstance(a, float)):
+            apart.append(path)
+        found.update({key: pair for t in told for key, pair in t.items() if all(o.get(key) == pair for o in told)})
+    return found, apart
+
+
+def _by_module(program: Program) -> dict[str, list[fx.Node]]:
+    found: dict[str, list[fx.Node]] = {}
+    for node in _telling(program):
+        if node.op == "call_function":
+            found.setdefault(module_path(node), []).append(node)
+    return found
 
 
 def _constants(
