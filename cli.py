@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,41 +26,86 @@ app = App(
     version_flags=["--version"],
 )
 
-Settings = Annotated[list[str] | None, Parameter(name="--set", negative=())]
-BaseSettings = Annotated[list[str] | None, Parameter(name="--base-set", negative=())]
-Grow = Literal["heads", "head_dim"]
-Frozen = Literal["keep", "plan"]
-Unused = Literal["freeze"]
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What `autofit.analyze` takes, as text.
+
+    Attributes:
+        base: base width, base file, or another TARGET.
+        settings: KEY=VALUE for the factory or config; may be repeated.
+        base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
+        scheme: parametrization, as `autofit rules` lists them.
+        form: where the multipliers are; the scheme's own if not given.
+        depth_ratio: how many times as many residual branches as the base has, where the scheme asks and the base
+            does not tell.
+        grow: what grows with a numeric base.
+        frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
+        unused: freeze what the example does not reach.
+        strict: refuse where an answer would be a guess.
+    """
+
+    base: str = "256"
+    settings: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
+    base_settings: Annotated[list[str] | None, Parameter(name="--base-set", negative=())] = None
+    scheme: str = "mup"
+    form: str | None = None
+    depth_ratio: float | None = None
+    grow: Literal["heads", "head_dim"] = "heads"
+    frozen: Literal["keep", "plan"] | None = None
+    unused: Literal["freeze"] | None = None
+    strict: bool = True
+
+    def analyze(self, target: str) -> Any:
+        """Build a target and its base, and analyze it."""
+        from autofit.api import analyze
+
+        console, settings = Console(stderr=True), self.settings or []
+        with console.status("build") as status:
+            model, example = build(target, settings)
+            return analyze(
+                model,
+                example,
+                base=self._base(target, settings),
+                scheme=self.scheme,
+                form=self.form,
+                depth_ratio=self.depth_ratio,
+                grow=self.grow,
+                frozen=self.frozen,
+                unused=self.unused,
+                strict=self.strict,
+                progress=lambda stage: status.update(stage),
+            )
+
+    def _base(self, target: str, settings: list[str]) -> Any:
+        if self.base_settings:
+            return build(target, settings + self.base_settings)[0]
+        if self.base.replace(".", "", 1).lstrip("-").isdigit():
+            return float(self.base) if "." in self.base else int(self.base)
+        if ":" in self.base and not Path(self.base).exists():
+            return build(self.base, [])[0]
+        return self.base
+
+
+DEFAULTS = Options()
 
 
 @app.command
 def report(
     target: str,
     *,
-    base: str = "256",
-    settings: Settings = None,
-    base_settings: BaseSettings = None,
-    grow: Grow = "heads",
-    frozen: Frozen | None = None,
-    unused: Unused | None = None,
-    strict: bool = True,
+    options: Options = DEFAULTS,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Show roles, dimensions, sites, ties, multipliers and groups of a model.
 
     Args:
         target: the model.
-        base: base width, base file, or another TARGET.
-        settings: KEY=VALUE for the factory or config; may be repeated.
-        base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
-        grow: what grows with a numeric base.
-        frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
-        unused: freeze what the example does not reach.
-        strict: refuse where an answer would be a guess.
+        options: of the analysis.
         json_: print JSON.
     """
-    options = {"grow": grow, "frozen": frozen, "unused": unused, "strict": strict}
-    found = _analyze(target, base, settings or [], base_settings or [], **options)
+    found = options.analyze(target)
     if json_:
         print(json.dumps(found.to_json(), indent=2))
         return
@@ -71,33 +117,15 @@ def report(
 
 
 @app.command
-def explain(
-    target: str,
-    name: str,
-    *,
-    base: str = "256",
-    settings: Settings = None,
-    base_settings: BaseSettings = None,
-    grow: Grow = "heads",
-    frozen: Frozen | None = None,
-    unused: Unused | None = None,
-    strict: bool = True,
-) -> None:
+def explain(target: str, name: str, *, options: Options = DEFAULTS) -> None:
     """Say why a parameter or dimension is what it is, with source lines.
 
     Args:
         target: the model.
         name: parameter or dimension.
-        base: base width, base file, or another TARGET.
-        settings: KEY=VALUE for the factory or config; may be repeated.
-        base_settings: KEY=VALUE by which the base model differs: the same target, built a second time.
-        grow: what grows with a numeric base.
-        frozen: what becomes of weights without gradient: kept (pretrained), or planned like all others.
-        unused: freeze what the example does not reach.
-        strict: refuse where an answer would be a guess.
+        options: of the analysis.
     """
-    options = {"grow": grow, "frozen": frozen, "unused": unused, "strict": strict}
-    found = _analyze(target, base, settings or [], base_settings or [], **options)
+    found = options.analyze(target)
     from autofit.report import explain as explanation
 
     Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)
@@ -129,28 +157,6 @@ def rules(
         print(rulebook.markdown(rulebook.sheets(scheme, optimizer, form)))
     else:
         Console(highlight=False).print(rulebook.rich(rulebook.sheets(scheme, optimizer, form)))
-
-
-def _analyze(target: str, base: str, settings: list[str], base_settings: list[str], **options: Any) -> Any:
-    from autofit.api import analyze
-
-    console = Console(stderr=True)
-    with console.status("build") as status:
-        model, example = build(target, settings)
-        chosen: Any = base
-        if base_settings:
-            chosen, _ = build(target, settings + base_settings)
-        elif base.replace(".", "", 1).lstrip("-").isdigit():
-            chosen = float(base) if "." in base else int(base)
-        elif ":" in base and not Path(base).exists():
-            chosen, _ = build(base, [])
-        return analyze(
-            model,
-            example,
-            base=chosen,
-            progress=lambda stage: status.update(stage),
-            **options,
-        )
 
 
 def build(target: str, settings: list[str]) -> tuple[nn.Module, Any]:

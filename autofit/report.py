@@ -148,11 +148,13 @@ def _dimensions(roles: Roles) -> Group:
 
 
 def _parameters(plan: Plan) -> Group:
-    table = _table("parameter", "role", "in", "out", "init", "lr", right=("in", "out", "init", "lr"))
+    times = any(p.multiplier != 1 for p in plan.parameters.values())
+    columns = ("in", "out", "init", "lr", *(("times",) if times else ()))
+    table = _table("parameter", "role", *columns, right=columns)
     rows: dict[tuple[Any, ...], list[ParameterPlan]] = {}
     for p in plan.parameters.values():
         rule = optim.scaled(plan, p, "adamw")
-        key = (p.role, p.rule, p.r_in, p.r_out, round(p.init_factor, 9), rule["lr"], p.segments != ())
+        key = (p.role, p.rule, p.r_in, p.r_out, round(p.init_factor, 9), rule["lr"], p.segments != (), p.multiplier)
         rows.setdefault(key, []).append(p)
     for role in ROLE_ORDER:
         for key, members in rows.items():
@@ -162,9 +164,12 @@ def _parameters(plan: Plan) -> Group:
             label += " +runs" if key[6] else ""
             for at, name in enumerate(fold_names(p.name for p in members)):
                 init = f"x{_number(key[4])}" if members[0].init_std is not None else "?"
-                cells = (f"x{_number(key[2])}", f"x{_number(key[3])}", init, f"x{_number(key[5])}")
-                table.add_row(name, label if at == 0 else "", *(cells if at == 0 else ("",) * 4))
+                own = (f"x{_number(key[7])}",) if times else ()
+                cells = (f"x{_number(key[2])}", f"x{_number(key[3])}", init, f"x{_number(key[5])}", *own)
+                table.add_row(name, label if at == 0 else "", *(cells if at == 0 else ("",) * len(cells)))
     marks = ["in, out: growth of contracted and surviving axes; init, lr: factors (Adam)"]
+    if times:
+        marks.append("times: factor on the parameter itself, in forward")
     if any(p.rule.startswith("bottleneck") for p in plan.parameters.values()):
         marks.append("*: inner bottleneck: a growing sum into a fixed dimension inside the model")
     if any(p.segments for p in plan.parameters.values()):
@@ -185,13 +190,14 @@ def _sites(plan: Plan) -> Iterator[RenderableType]:
     table = _table("site", "scale", "times", "new", "where and why", right=("scale", "times", "new"))
     for (kind, _, scale, multiplier, reason), members in rows.items():
         where = " ".join(fold_names(dict.fromkeys(s.where.split(" (")[0] for s in members)))
-        carrier = "" if multiplier == 1 else f", on {_carrier(members[0].carrier)}"
+        paths = fold_names(dict.fromkeys(s.carrier.path for s in members))
+        carrier = "" if multiplier == 1 else f", on {_carrier(members[0].carrier, ' '.join(paths))}"
         numbers = (_number(scale), f"x{_number(multiplier)}", _number(scale * multiplier))
         table.add_row(kind, *numbers, f"{where}\n{reason}{carrier}")
     yield _titled("Scale sites", table)
 
 
-def _carrier(carrier: Carrier) -> str:
+def _carrier(carrier: Carrier, path: str) -> str:
     part = f" (elements {', '.join(f'{a}:{b}' for a, b in carrier.indices[:3])})" if carrier.indices else ""
     words = {
         "input": "the input of",
@@ -200,7 +206,7 @@ def _carrier(carrier: Carrier) -> str:
         "weight": "the init and lr of",
     }
     root = ", its root: both sides are that" if carrier.power != 1 else ""
-    return f"{words.get(carrier.place, '')} {carrier.path}{part}{root}"
+    return f"{words.get(carrier.place, '')} {path}{part}{root}"
 
 
 def _groups(plan: Plan) -> Group:
@@ -278,6 +284,10 @@ def _explain_parameter(p: ParameterPlan, roles: Roles) -> Iterator[str]:
         yield "  init: not measured, the tensor holds no values"
     else:
         yield f"  init: std {_number(p.init_std)} ({p.init_law}), times {_number(p.init_factor)}"
+    if p.multiplier != 1:
+        yield f"  forward: times {_number(p.multiplier)}"
+    if p.depth != 1:
+        yield f"  depth: in a branch of a residual stream that has x{_number(p.depth)} as many as in the base"
     for use in growth.dims.uses_of(growth.dims.program.parameter(p.name)):
         kinds = ", ".join(f"axis {i}: {k}" for i, k in sorted(use.kinds.items()))
         yield f"  used in {describe(use.node)}"
