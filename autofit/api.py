@@ -32,7 +32,7 @@ from autofit.plan import Plan
 from autofit.report import render, to_json
 from autofit.residuals import residuals
 from autofit.roles import Roles
-from autofit.rules import table
+from autofit.rules import optimizers, table
 from autofit.tunables import Tunables
 from autofit.verify import verify_program, verify_values
 
@@ -74,8 +74,10 @@ class Analysis:
         *,
         scale_eps: bool = True,
         decoupled_weight_decay: bool = False,
+        beside: Mapping[str, Any] | None = None,
         groups: Iterable[Mapping[str, Any]] | None = None,
         per_parameter: optim.Exception_ | None = None,
+        **settings: Any,
     ) -> list[dict[str, Any]]:
         """Optimizer groups, one per distinct setting, in the order of ``model.parameters()``.
 
@@ -84,8 +86,11 @@ class Analysis:
             lr, weight_decay, eps: values tuned at the base width; ``None`` is the optimizer's default.
             scale_eps: ``False`` leaves eps alone, as the ``mup`` package does.
             decoupled_weight_decay: torch's option of that name, for `Adam`, `NAdam` and `RAdam`.
+            beside: settings of the optimizer for what this one does not take: `torch.optim.Muon` takes matrices
+                inside the model, and AdamW tables, readouts, stacks of experts and vectors, at an ``lr`` of its own.
             groups: your own groups; their settings stay and are split where muP needs it.
             per_parameter: ``(name, parameter) -> settings or None`` for single parameters.
+            settings: further ones of the optimizer; they go into the groups.
 
         Raises:
             OptimizerError: unknown optimizer, bad number, or groups that miss or repeat parameters.
@@ -102,8 +107,10 @@ class Analysis:
             eps,
             scale_eps=scale_eps,
             decoupled_weight_decay=decoupled_weight_decay,
+            beside=beside,
             groups=groups,
             per_parameter=per_parameter,
+            settings=settings,
         )
 
     def optimizer(
@@ -115,16 +122,20 @@ class Analysis:
         *,
         scale_eps: bool = True,
         decoupled_weight_decay: bool = False,
+        beside: Mapping[str, Any] | None = None,
         groups: Iterable[Mapping[str, Any]] | None = None,
         per_parameter: optim.Exception_ | None = None,
         **settings: Any,
     ) -> torch.optim.Optimizer:
         """An instance of the optimizer class with muP groups; ``settings`` go to its constructor.
 
+        Where the class takes only some of the parameters, one object (`Together`) steps it and the other.
+
         Raises:
             OptimizerError: as `param_groups`.
         """
-        cls, _ = optim.optimizer_class(optimizer)
+        cls, rule = optim.optimizer_class(optimizer)
+        key = optimizers()[rule].by_shape
         made = self.param_groups(
             optimizer,
             lr,
@@ -132,11 +143,12 @@ class Analysis:
             eps,
             scale_eps=scale_eps,
             decoupled_weight_decay=decoupled_weight_decay,
+            beside=beside,
             groups=groups,
             per_parameter=per_parameter,
+            **{k: v for k, v in settings.items() if k == key},
         )
-        result: torch.optim.Optimizer = cls(made, lr=lr, **settings)
-        return result
+        return optim.built(cls, rule, made, lr, settings)
 
     def init_(self, generator: torch.Generator | None = None) -> None:
         """Draw the initial values of a model that was on ``meta`` when it was muified, once it has memory.

@@ -140,6 +140,8 @@ def updates(
     y = torch.randn(SAMPLES, CLASSES, generator=data, dtype=torch.float64)
 
     chosen = optimizer([{"params": [p], **settings(role, net.growth(role))} for role, p in net.parts.items()])
+    if hasattr(chosen, "train"):  # schedule-free ones step in that mode only
+        chosen.train()
     before: dict[str, torch.Tensor] = {}
     for _ in range(steps):
         before = {role: p.detach().clone() for role, p in net.parts.items()}

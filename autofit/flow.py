@@ -58,6 +58,18 @@ def reaching_output(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
     return found
 
 
+def behind(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
+    """Names of nodes that are differentiable in some value with a growing axis."""
+    found: set[str] = set()
+    for node in dims.program.graph.nodes:
+        if dims.origin.get(node.name) == "data" and _is_float(node):
+            before = [n for n in node.all_input_nodes if dims.origin.get(n.name) == "data"]
+            wide = any(grows(c) for c in flat_cells(dims.of.get(node.name, ())))
+            if wide or any(n.name in found for n in before):
+                found.add(node.name)
+    return found
+
+
 def _is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
     values = value if isinstance(value, tuple | list) else [value]

@@ -14,17 +14,17 @@ Kind = Literal["embedding", "input", "hidden", "output", "norm_gain", "norm_bias
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def kind_of(use: Use, beside: Iterable[Use], role: Role, bottleneck: bool, flow: Flow) -> Kind:
+def kind_of(use: Use, beside: Iterable[Use], role: Role, inner: bool, flow: Flow) -> Kind:
     """The kind of a parameter, by the use that decides its role.
 
-    Tables are embeddings, whether looked up or added to data; a sum over weights is named by its role, and one that
-    stays inside the model is hidden; what multiplies or is added per element is a gain or a bias.
+    Tables are embeddings, whether looked up or added to data; a sum over weights is named by its role, and one with
+    growing dimensions before and behind it is hidden; what multiplies or is added per element is a gain or a bias.
 
     Args:
         use: the deciding use.
         beside: all uses of parameters by the same op.
         role: the parameter's role.
-        bottleneck: whether an output stays inside the model.
+        inner: whether growing dimensions are before it and behind it, even if it gives or contracts a fixed one.
         flow: of the program.
     """
     ways = set(use.kinds.values())
@@ -33,7 +33,7 @@ def kind_of(use: Use, beside: Iterable[Use], role: Role, bottleneck: bool, flow:
     if "in" in ways:
         if role == "fixed" or role == "vector":
             return "fixed"
-        return "hidden" if bottleneck else role
+        return "hidden" if inner else role
     if any("in" in other.kinds.values() for other in beside):
         return "bias"
     added = _is_added(use)

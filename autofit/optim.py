@@ -14,7 +14,8 @@ from torch import nn
 
 from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
-from autofit.rules import BRANCH, Optimizer, factors, optimizers, table
+from autofit.rules import BRANCH, BY_SHAPE, Optimizer, factors, optimizers, table
+from autofit.together import Together
 
 SETTINGS = ("lr", "weight_decay", "eps")
 Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
@@ -54,7 +55,13 @@ def _installed(optimizer: Optimizer) -> type:
 
 
 def scaled(
-    plan: Plan, p: ParameterPlan, rule: str, *, scale_eps: bool = True, decoupled: bool = False
+    plan: Plan,
+    p: ParameterPlan,
+    rule: str,
+    *,
+    scale_eps: bool = True,
+    decoupled: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Factors on lr, weight decay and eps of one parameter, relative to the base (TP5 Table 8, Lemma J.1)."""
     chosen = table(plan.scheme, rule, decoupled=decoupled)
@@ -62,6 +69,10 @@ def scaled(
     cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
     if p.depth != 1 and BRANCH in chosen.rules:
         cells = {c: v * getattr(chosen.rules[BRANCH], c)(L=p.depth) for c, v in cells.items()}
+    if chosen.optimizer.by_shape and len(p.shape) == len(p.base_shape) == 2:
+        factor = BY_SHAPE[(settings or {}).get(chosen.optimizer.by_shape) or next(iter(BY_SHAPE))]
+        grown = factor(*p.shape) / factor(*p.base_shape)
+        cells |= {"lr": cells["lr"] / grown, "weight_decay": cells["weight_decay"] * grown}
     cells["lr"] *= p.lr
     return cells if scale_eps else cells | {"eps": 1.0} if "eps" in cells else cells
 
@@ -91,8 +102,10 @@ def param_groups(
     *,
     scale_eps: bool = True,
     decoupled_weight_decay: bool = False,
+    beside: Mapping[str, Any] | None = None,
     groups: Iterable[Mapping[str, Any]] | None = None,
     per_parameter: Exception_ | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Optimizer groups: one per distinct setting, in the order of ``model.parameters()``.
 
@@ -103,30 +116,32 @@ def param_groups(
         lr, weight_decay, eps: the values tuned at the base width; ``None`` means the optimizer's default.
         scale_eps: ``False`` keeps eps everywhere, as the ``mup`` package does.
         decoupled_weight_decay: torch's option of that name, for `Adam`, `NAdam` and `RAdam`.
+        beside: lr, weight_decay, eps and further settings of the optimizer for what this one does not take.
         groups: the user's own groups; their settings stay and are split where muP needs it.
         per_parameter: ``(name, parameter) -> overrides or None``, e.g. no weight decay on biases.
+        settings: further ones of the optimizer, of which rules may depend.
 
     Returns:
         Groups with ``params``, ``param_names``, ``lr`` and, where the optimizer has them, ``weight_decay``
-        and ``eps``.
+        and ``eps``; with two optimizers also ``use_NAME``, whether a group is for the first.
 
     Raises:
         OptimizerError: unknown optimizer, a number that is none, or groups that miss or repeat parameters.
     """
     cls, rule = optimizer_class(optimizer)
-    accepted = inspect.signature(cls).parameters
-    if decoupled_weight_decay and "decoupled_weight_decay" not in accepted:
-        raise OptimizerError(f"{cls.__name__} has no setting 'decoupled_weight_decay'")
-    for message in warnings_for(plan, rule, None if decoupled_weight_decay else weight_decay):
+    entry = optimizers()[rule]
+    if entry.by_shape:
+        _check_by_shape(cls, entry.by_shape, (settings or {}).get(entry.by_shape))
+    decay = None if decoupled_weight_decay else weight_decay
+    first = _settings(cls, rule, lr, weight_decay, eps, decoupled_weight_decay, settings or {})
+    second: dict[str, Any] = {}
+    if entry.beside:
+        first[f"use_{rule}"] = True
+        second = {**_beside(entry, lr, weight_decay, beside, settings or {}), f"use_{rule}": False}
+    elif beside is not None:
+        raise OptimizerError(f"{cls.__name__} takes all parameters: there is nothing for an optimizer beside it")
+    for message in warnings_for(plan, rule, decay):
         warnings.warn(message, stacklevel=3)
-    defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
-    settings: dict[str, Any] = {"lr": check_number("lr", lr)}
-    settings |= {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
-    for key, value in (("weight_decay", weight_decay), ("eps", eps)):
-        if key in accepted and (key != "eps" or optimizers()[rule].eps):
-            settings[key] = check_number(key, defaults.get(key, 0.0) if value is None else value)
-        elif value is not None:
-            raise OptimizerError(f"{cls.__name__} has no setting {key!r} with a rule")
     named = _unique_named(model, plan)
     names = {id(p): n for n, p in named}
     order = {id(p): i for i, (_, p) in enumerate(named)}
@@ -137,9 +152,16 @@ def param_groups(
             raise OptimizerError(
                 f"{name} is not in the plan: it was added after muify", todo="add parameters before muify"
             )
-        values = {**settings, **own, **((per_parameter(name, p) or {}) if per_parameter else {})}
+        planned = plan.parameters[name]
+        mine = not entry.beside or (planned.kind == "hidden" and p.ndim == 2)
+        values = {**(first if mine else second), **own, **((per_parameter(name, p) or {}) if per_parameter else {})}
         for key, factor in scaled(
-            plan, plan.parameters[name], rule, scale_eps=scale_eps, decoupled=decoupled_weight_decay
+            plan,
+            planned,
+            rule if mine else entry.beside,
+            scale_eps=scale_eps,
+            decoupled=decoupled_weight_decay,
+            settings=values,
         ).items():
             if key in values:
                 values[key] = check_number(f"{key} of {name}", values[key]) * factor
@@ -147,7 +169,90 @@ def param_groups(
         group = merged.setdefault(setting, {"params": [], "param_names": [], **values})
         group["params"].append(p)
         group["param_names"].append(name)
-    return sorted(merged.values(), key=lambda g: order[id(g["params"][0])])
+    made = sorted(merged.values(), key=lambda g: order[id(g["params"][0])])
+    if entry.one_lr:
+        _check_one_lr(cls, made, plan)
+    return made
+
+
+def built(
+    cls: type, rule: str, groups: list[dict[str, Any]], lr: float, settings: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """An optimizer of these groups; two as one, where the class takes only some of them."""
+    beside = optimizers()[rule].beside
+    if not beside:
+        whole: torch.optim.Optimizer = cls(groups, lr=lr, **settings)
+        return whole
+    other, _ = optimizer_class(beside)
+    mine = [g for g in groups if g[f"use_{rule}"]]
+    rest = [g for g in groups if not g[f"use_{rule}"]]
+    parts = [cls(mine, lr=lr, **settings)] if mine else []
+    return Together([*parts, *([other(rest)] if rest else [])])
+
+
+def _settings(
+    cls: type,
+    rule: str,
+    lr: float,
+    weight_decay: float | None,
+    eps: float | None,
+    decoupled: bool,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Settings at the base, with the class's defaults."""
+    accepted = inspect.signature(cls).parameters
+    if decoupled and "decoupled_weight_decay" not in accepted:
+        raise OptimizerError(f"{cls.__name__} has no setting 'decoupled_weight_decay'")
+    defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
+    settings: dict[str, Any] = {**more, "lr": check_number("lr", lr)}
+    settings |= {"decoupled_weight_decay": True} if decoupled else {}
+    for key, value in (("weight_decay", weight_decay), ("eps", eps)):
+        if key in accepted and (key != "eps" or optimizers()[rule].eps):
+            settings[key] = check_number(key, defaults.get(key, 0.0) if value is None else value)
+        elif value is not None:
+            raise OptimizerError(f"{cls.__name__} has no setting {key!r} with a rule")
+    return settings
+
+
+def _beside(
+    entry: Optimizer,
+    lr: float,
+    weight_decay: float | None,
+    given: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Settings of the optimizer for what another does not take."""
+    cls, rule = optimizer_class(entry.beside)
+    given = dict(given or {})
+    shared = settings.get(entry.by_shape) == "match_rms_adamw"
+    if "lr" not in given and not shared:
+        raise OptimizerError(
+            f"{entry.name} takes matrices inside the model, and {entry.beside} the rest, at another learning rate",
+            todo=f"pass beside={{'lr': ...}}, or {entry.by_shape}='match_rms_adamw' for one that suits both",
+        )
+    own = {"lr": lr, "weight_decay": weight_decay if shared else None, "eps": None} | given
+    more = {k: v for k, v in own.items() if k not in SETTINGS}
+    if unknown := set(more) - set(inspect.signature(cls).parameters):
+        raise OptimizerError(f"{cls.__name__} has no setting {sorted(unknown)[0]!r}")
+    return _settings(cls, rule, own["lr"], own["weight_decay"], own["eps"], False, more)
+
+
+def _check_by_shape(cls: type, key: str, value: Any) -> None:
+    if value is not None and value not in BY_SHAPE:
+        raise OptimizerError(f"{cls.__name__}: {key}={value!r} has no rule", todo=f"one of: {', '.join(BY_SHAPE)}")
+
+
+def _check_one_lr(cls: type, groups: Iterable[Mapping[str, Any]], plan: Plan) -> None:
+    rates: dict[float, str] = {}
+    for group in groups:
+        rates.setdefault(group["lr"], group["param_names"][0])
+    if len(rates) > 1:
+        raise OptimizerError(
+            f"{cls.__name__} takes one learning rate for all, and {' and '.join(list(rates.values())[:2])} want two",
+            todo="pass form='one_lr' to muify: multipliers in the place of learning rates"
+            if plan.form != "one_lr"
+            else "leave out what sets their learning rates apart (tunables, groups, or no module that reads them)",
+        )
 
 
 def _unique_named(model: nn.Module, plan: Plan) -> list[tuple[str, nn.Parameter]]:

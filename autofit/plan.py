@@ -33,6 +33,7 @@ class ParameterPlan:
         multiplier: factor on the parameter in forward; 1 if none.
         lr: what the user tuned on its learning rate.
         depth: growth of the number of branches, for one that is inside a residual branch.
+        base_shape: sizes of its axes in the base; empty if not known.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ParameterPlan:
     multiplier: float = 1.0
     lr: float = 1.0
     depth: float = 1.0
+    base_shape: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

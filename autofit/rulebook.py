@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from autofit.monomial import SYMBOLS, Monomial
-from autofit.rules import COLUMNS, OWN, Rule, Table, optimizers, table
+from autofit.rules import COLUMNS, OWN, Rule, Table, ruled, table
 
 TITLES = {"multiplier": "multiplier", "init": "init std", "lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 LEGEND = "Factors on the values tuned at the base, where each is 1."
@@ -29,7 +29,7 @@ class Sheet:
 
 def overview(scheme: str = "mup", form: str | None = None) -> Iterator[Sheet]:
     """All rules of a scheme: what holds for every optimizer, then one line per optimizer."""
-    each = [table(scheme, name, form) for name in optimizers()]
+    each = [table(scheme, name, form) for name in ruled(scheme)]
     first, roles = each[0], tuple(each[0].rules)
     title = f"{first.scheme}: {first.title} ({first.source}), form {first.form}"
     scales = tuple((role, _shown(r.multiplier), _shown(r.init), r.what) for role, r in first.rules.items())
@@ -110,7 +110,7 @@ def to_json(scheme: str = "mup", optimizer: str | None = None, form: str | None 
     Raises:
         PlanError, OptimizerError: no such scheme, form or optimizer.
     """
-    names = optimizers() if optimizer is None else [optimizer]
+    names = ruled(scheme) if optimizer is None else [optimizer]
     return [_to_dict(table(scheme, name, form)) for name in names]
 
 

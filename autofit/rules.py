@@ -6,7 +6,7 @@ The data are in ``schemes/*.toml``; every cell is a `Monomial` in growth ratios,
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -30,6 +30,9 @@ class Optimizer:
         decay: ``with lr`` (``w -= lr * wd * w``), ``independent`` (``w -= wd * w``) or ``gradient`` (``g += wd * w``).
         eps: whether it has a small number beside the root mean square of the gradients.
         source: where its rule comes from.
+        beside: the optimizer of all but matrices inside the model, if it takes only these.
+        by_shape: the setting that names its own factor on lr, a function of a matrix's shape (`BY_SHAPE`).
+        one_lr: whether all parameters must have one learning rate.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Optimizer:
     decay: str
     eps: bool
     source: str
+    beside: str = ""
+    by_shape: str = ""
+    one_lr: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,13 @@ BRANCH = "residual branch"
 """The row that comes on top of a parameter's own where it is inside a residual branch."""
 
 
+BY_SHAPE: Mapping[str, Callable[[float, float], float]] = {
+    "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
+    "match_rms_adamw": lambda rows, columns: max(rows, columns) ** 0.5,
+}
+"""Factors of a matrix's shape that `torch.optim.Muon` has on lr, but for constants."""
+
+
 @cache
 def _read(name: str) -> dict[str, Any]:
     data = tomllib.loads((resources.files("autofit") / "schemes" / f"{name}.toml").read_text("utf-8"))
@@ -170,7 +183,7 @@ def _listed() -> Mapping[str, Optimizer]:
     found = {}
     for name, o in data["optimizers"].items():
         power = data["families"][o["family"]]["power"]
-        found[name] = Optimizer(name, tuple(o["classes"]), o["family"], power, o["decay"], o["eps"], o["source"])
+        found[name] = Optimizer(**{**o, "name": name, "classes": tuple(o["classes"]), "power": power})
     return found
 
 
@@ -217,6 +230,10 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
     if optimizer not in optimizers():
         raise OptimizerError(f"unknown optimizer {optimizer!r}", todo=f"choose one of: {', '.join(optimizers())}")
     data, own = _read(scheme), optimizers()[optimizer]
+    if optimizer not in ruled(scheme):
+        raise OptimizerError(
+            f"scheme {scheme!r} has no rule for {optimizer}", todo=f"one of: {', '.join(ruled(scheme))}"
+        )
     own = replace(own, decay="with lr") if decoupled else own
     form = form or data["form"]
     if form not in data["forms"]:
@@ -235,9 +252,16 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
     )
 
 
+def ruled(scheme: str) -> tuple[str, ...]:
+    """Names of the optimizers that a scheme has rules for."""
+    families = set.intersection(*(set(row["lr"]) for row in _read(scheme)["roles"].values()))
+    return tuple(n for n, o in optimizers().items() if n in _MEASURED or o.family in families)
+
+
 def _rule(role: str, row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
     _, measured = _MEASURED.get(optimizer.name, (None, None))
-    lr = measured[role] if measured else Monomial.parse(row["lr"][optimizer.family])
+    family = {0: "adam", 1: "sgd"}.get(optimizer.power, "") if measured else optimizer.family
+    lr = measured[role] if measured and role != BRANCH else Monomial.parse(row["lr"][family])
     kept = optimizer.decay == "with lr" or (optimizer.decay == "gradient" and optimizer.power == 1)
     sources = {"lr": optimizer.source} if measured else {}
     return Rule(

@@ -12,7 +12,7 @@ from torch import fx
 
 from autofit.dims import Cell, Product, Use
 from autofit.errors import BaseError, DimensionError, PlanError
-from autofit.flow import Factor, Flow, reaching_output
+from autofit.flow import Factor, Flow, behind, reaching_output
 from autofit.growth import Growth
 from autofit.kinds import kind_of
 from autofit.measure import Fan
@@ -139,6 +139,7 @@ class _Reader:
             self.at.setdefault(use.node, []).append(use)
         self.summed = {math.prod(a.size for a, _ in p.contracted) for p in growth.dims.products}
         self.reaching = reaching_output(growth.dims, growth.grows)
+        self.grown = behind(growth.dims, growth.grows)
 
     def deepen(self, depth: tuple[float, ...] | float | None, scheme: str) -> None:
         """Growth of the number of branches on each residual stream, if the scheme asks for it.
@@ -198,7 +199,7 @@ class _Reader:
         return ParameterRole(
             parameter=p,
             role=role,
-            kind=kind_of(use, self.at[use.node], role, bottleneck, self.flow),
+            kind=kind_of(use, self.at[use.node], role, bottleneck or self.is_inside(use), self.flow),
             r_in=self.ratio(ins),
             r_out=self.ratio([*outs, *(c for c, k in use.cells if k == "stack")]),
             fan_in=math.prod(c.size for c in ins) * taps,
@@ -215,6 +216,10 @@ class _Reader:
             where=describe(use.node),
             depth=math.prod(self.depths[r.stream] for r in self.residuals if p.name in r.weights),
         )
+
+    def is_inside(self, use: Use) -> bool:
+        """Whether a weight with fixed input contracts what comes out of a growing dimension."""
+        return self.role_of_use(use)[0] == "input" and use.partner is not None and use.partner.name in self.grown
 
     def length_of(self, use: Use) -> str:
         """The weight that weight normalization divides by its norm before this parameter scales it."""

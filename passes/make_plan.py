@@ -238,6 +238,7 @@ class MakePlan:
             multiplier=multiplier,
             lr=knob.lr,
             depth=r.depth,
+            base_shape=tuple(map(float, map(roles.growth.base_size, roles.growth.dims.of_parameter[r.parameter.name]))),
         )
 
     def _deeper(self, r: ParameterRole, law: Law) -> float:
