@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from autofit.monomial import SYMBOLS, Monomial
-from autofit.rules import COLUMNS, OWN, Rule, Table, ruled, table
+from autofit.rules import COLUMNS, OWN, Optimizer, Rule, Table, ruled, table
 
 TITLES = {"multiplier": "multiplier", "init": "init std", "lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 LEGEND = "Factors on the values tuned at the base, where each is 1."
@@ -44,7 +44,14 @@ def overview(scheme: str = "mup", form: str | None = None) -> Iterator[Sheet]:
             if cells[0] is not None:
                 alike.setdefault(tuple(map(str, cells)), []).append(t.optimizer.name)
         rows = tuple(zip(roles, *alike, strict=True))
-        yield Sheet(name, ("parameter", *map(", ".join, alike.values())), rows)
+        below = tuple(f"as {first}: {', '.join(rest)}" for first, *rest in alike.values() if rest)
+        if column == "lr":
+            below += tuple(map(_own_factor, (t.optimizer for t in each if t.optimizer.by_shape)))
+        yield Sheet(name, ("parameter", *(names[0] for names in alike.values())), rows, below)
+
+
+def _own_factor(optimizer: Optimizer) -> str:
+    return f"{optimizer.name}: over the growth of its own factor on a matrix's lr ({optimizer.by_shape})"
 
 
 def detail(chosen: Table) -> Iterator[Sheet]:
@@ -60,7 +67,10 @@ def detail(chosen: Table) -> Iterator[Sheet]:
     sites = tuple((k, _shown(s.total), s.source) for k, s in chosen.sites.items())
     title = f"{chosen.scheme} for {chosen.optimizer.name} ({', '.join(chosen.optimizer.classes)}), form {chosen.form}"
     header = ("parameter", *(TITLES[c] for c in columns))
-    yield Sheet(title, header, rows, (LEGEND, *(f"[{n}] {source}" for source, n in numbers.items())))
+    notes = (_own_factor(chosen.optimizer),) if chosen.optimizer.by_shape else ()
+    if chosen.optimizer.beside:
+        notes += (f"only matrices inside the model; the rest is {chosen.optimizer.beside}'s",)
+    yield Sheet(title, header, rows, (LEGEND, *notes, *(f"[{n}] {source}" for source, n in numbers.items())))
     yield Sheet("Scale of sums, with the factors that the program has", ("site", "total", "source"), sites)
 
 

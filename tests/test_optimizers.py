@@ -43,9 +43,12 @@ def measured(
 @pytest.mark.parametrize("name", ALL)
 def test_learning_rates_keep_updates_the_same_at_every_width(name: str) -> None:
     """Spectral condition (arXiv 2310.17813); with one learning rate for all they are not."""
-    for role, found in measured(name).items():
+    widths = WIDTHS if name != "shampoo" else WIDTHS[:2]  # of whole matrices, by their singular values: minutes
+    for role, found in measured(name, widths=widths).items():
         assert max(map(abs, found.exponents.values())) <= 0.1, (role, found)
-    control = [abs(e) for found in measured(name, scale_lr=False).values() for e in found.exponents.values()]
+    control = [
+        abs(e) for found in measured(name, scale_lr=False, widths=widths).values() for e in found.exponents.values()
+    ]
     assert max(control) >= CHANGING.get(name, 0.9)
 
 
