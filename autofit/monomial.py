@@ -12,6 +12,11 @@ SYMBOLS = {
     "r_out": "growth of the axes that survive",
     "r": "growth of the elements that a site sums",
     "L": "growth of the number of branches on a residual stream",
+    "fan_in": "elements that the parameter contracts",
+    "fan_out": "elements that survive",
+    "n": "elements that a site sums",
+    "B": "half the number of branches on a residual stream",
+    "G": "what takes a gradient to unit scale",
 }
 _FACTOR = re.compile(r"([*/]?)(1|[A-Za-z_]+)(?:\^(-?\d+(?:/\d+)?))?")
 

@@ -65,10 +65,10 @@ def scaled(
 ) -> dict[str, float]:
     """Factors on lr, weight decay and eps of one parameter, relative to the base (TP5 Table 8, Lemma J.1)."""
     chosen = table(plan.scheme, rule, decoupled=decoupled)
-    ratios, moved = {"r_in": p.r_in, "r_out": p.r_out}, factors(chosen.optimizer)
+    ratios, moved = p.ratios, factors(chosen.optimizer)
     cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
     if p.depth != 1 and BRANCH in chosen.rules:
-        cells = {c: v * getattr(chosen.rules[BRANCH], c)(L=p.depth) for c, v in cells.items()}
+        cells = {c: v * getattr(chosen.rules[BRANCH], c)(ratios) for c, v in cells.items()}
     if chosen.optimizer.by_shape and len(p.shape) == len(p.base_shape) == 2:
         factor = BY_SHAPE[(settings or {}).get(chosen.optimizer.by_shape) or next(iter(BY_SHAPE))]
         grown = factor(*p.shape) / factor(*p.base_shape)

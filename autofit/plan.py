@@ -32,8 +32,11 @@ class ParameterPlan:
         kind: what it is to somebody who tunes it: ``embedding``, ``hidden``, ``norm_gain``, ...
         multiplier: factor on the parameter in forward; 1 if none.
         lr: what the user tuned on its learning rate.
-        depth: growth of the number of branches, for one that is inside a residual branch.
+        depth: growth of the number of branches, for one that is inside a residual branch; half their number where a
+            scheme is absolute.
         base_shape: sizes of its axes in the base; empty if not known.
+        fan_in, fan_out: elements that it contracts, kernel taps with them, and that survive.
+        gradient: what takes its gradient to unit scale, where a scheme asks for that.
     """
 
     name: str
@@ -55,6 +58,15 @@ class ParameterPlan:
     lr: float = 1.0
     depth: float = 1.0
     base_shape: tuple[float, ...] = ()
+    fan_in: int = 1
+    fan_out: int = 1
+    gradient: float = 1.0
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """What a cell of the rule table is a product of, by symbol."""
+        sizes = {"fan_in": self.fan_in, "fan_out": self.fan_out, "G": self.gradient}
+        return {"r_in": self.r_in, "r_out": self.r_out, "L": self.depth, "B": self.depth, **sizes}
 
 
 @dataclass(frozen=True)

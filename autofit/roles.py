@@ -51,7 +51,9 @@ class ParameterRole:
         length_of: name of the weight whose rows it gives a length (weight normalization), else empty.
         reason: why, in words.
         where: module path and source line.
-        depth: growth of the number of branches, for one that is inside a residual branch.
+        depth: growth of the number of branches, for one that is inside a residual branch; half their number where the
+            scheme is absolute.
+        unit_gradient: what takes its gradient to that of u-muP's branches, which are scaled in the forward pass alone.
     """
 
     parameter: Parameter
@@ -72,6 +74,13 @@ class ParameterRole:
     reason: str
     where: str
     depth: float = 1.0
+    unit_gradient: float = 1.0
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """What a cell for multipliers or initial values is a product of, by symbol."""
+        sizes = {"fan_in": self.fan_in, "fan_out": self.fan_out}
+        return {"r_in": self.r_in, "r_out": self.r_out, "L": self.depth, "B": self.depth, **sizes}
 
 
 @dataclass(frozen=True)

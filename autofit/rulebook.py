@@ -15,6 +15,7 @@ from autofit.rules import COLUMNS, OWN, Optimizer, Rule, Table, ruled, table
 
 TITLES = {"multiplier": "multiplier", "init": "init std", "lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 LEGEND = "Factors on the values tuned at the base, where each is 1."
+ABSOLUTE = "Factors from the model's own sizes: there is no base."
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,12 @@ def overview(scheme: str = "mup", form: str | None = None) -> Iterator[Sheet]:
     first, roles = each[0], tuple(each[0].rules)
     title = f"{first.scheme}: {first.title} ({first.source}), form {first.form}"
     scales = tuple((role, _shown(r.multiplier), _shown(r.init), r.what) for role, r in first.rules.items())
-    ratios = (f"{name}: {meaning}" for name, meaning in SYMBOLS.items())
-    yield Sheet(title, ("parameter", "multiplier", "init std", "what"), scales, (LEGEND, *ratios))
+    cells = [c for t in each for r in t.rules.values() for _, c in r.cells()]
+    cells += [s.total for s in first.sites.values() if s.total is not None]
+    used = {name for cell in cells for name, _ in cell.powers}
+    ratios = (f"{name}: {meaning}" for name, meaning in SYMBOLS.items() if name in used)
+    legend = ABSOLUTE if first.absolute else LEGEND
+    yield Sheet(title, ("parameter", "multiplier", "init std", "what"), scales, (legend, *ratios))
     sites = tuple((kind, _shown(s.total), s.what) for kind, s in first.sites.items())
     yield Sheet("Scale of sums, with the factors that the program has", ("site", "total", "what"), sites)
     for column, name in (("lr", "Learning rate"), ("eps", "Epsilon"), ("weight_decay", "Weight decay")):
@@ -44,7 +49,7 @@ def overview(scheme: str = "mup", form: str | None = None) -> Iterator[Sheet]:
             if cells[0] is not None:
                 alike.setdefault(tuple(map(str, cells)), []).append(t.optimizer.name)
         rows = tuple(zip(roles, *alike, strict=True))
-        below = tuple(f"as {first}: {', '.join(rest)}" for first, *rest in alike.values() if rest)
+        below: tuple[str, ...] = tuple(f"as {first}: {', '.join(rest)}" for first, *rest in alike.values() if rest)
         if column == "lr":
             below += tuple(map(_own_factor, (t.optimizer for t in each if t.optimizer.by_shape)))
         yield Sheet(name, ("parameter", *(names[0] for names in alike.values())), rows, below)
@@ -67,10 +72,15 @@ def detail(chosen: Table) -> Iterator[Sheet]:
     sites = tuple((k, _shown(s.total), s.source) for k, s in chosen.sites.items())
     title = f"{chosen.scheme} for {chosen.optimizer.name} ({', '.join(chosen.optimizer.classes)}), form {chosen.form}"
     header = ("parameter", *(TITLES[c] for c in columns))
-    notes = (_own_factor(chosen.optimizer),) if chosen.optimizer.by_shape else ()
+    notes: tuple[str, ...] = (_own_factor(chosen.optimizer),) if chosen.optimizer.by_shape else ()
     if chosen.optimizer.beside:
         notes += (f"only matrices inside the model; the rest is {chosen.optimizer.beside}'s",)
-    yield Sheet(title, header, rows, (LEGEND, *notes, *(f"[{n}] {source}" for source, n in numbers.items())))
+    yield Sheet(
+        title,
+        header,
+        rows,
+        (ABSOLUTE if chosen.absolute else LEGEND, *notes, *(f"[{n}] {source}" for source, n in numbers.items())),
+    )
     yield Sheet("Scale of sums, with the factors that the program has", ("site", "total", "source"), sites)
 
 

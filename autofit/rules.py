@@ -105,6 +105,7 @@ class Table:
         sites: by kind of site.
         folds: kinds of sites whose multiplier goes into a weight in this form.
         thetas: forward factors that parameters get for this form, by kind.
+        absolute: factors are not relative to a base: initial values are of unit scale, times ``init``.
     """
 
     scheme: str
@@ -116,6 +117,13 @@ class Table:
     sites: Mapping[str, Site]
     folds: frozenset[str]
     thetas: Mapping[str, Monomial]
+    absolute: bool = False
+
+    def own_multiplier(self, row: str) -> Monomial:
+        """Factor on a parameter itself: of the form, or of an absolute scheme where no site has it."""
+        at_site = row in ("output", "embedding")
+        own = self.rules[row].multiplier if self.absolute and not at_site else None
+        return own or self.thetas.get(row, ONE)
 
 
 def move(rule: Rule, theta: Monomial, optimizer: Optimizer) -> Rule:
@@ -249,6 +257,7 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
         {kind: Site(s["what"], _cell(s["total"]), s["source"]) for kind, s in data["sites"].items()},
         frozenset(data["forms"][form]["folds"]),
         {} if data["forms"][form]["folds"] else thetas,
+        data.get("absolute", False),
     )
 
 

@@ -395,7 +395,7 @@ class Widths:
         if best:
             return best
         if not count:
-            first = next(d for d in dimensions if d.grows)
+            first = next((d for d in dimensions if d.grows), dimensions[0])
             return first, first.size
         (name, size), _ = count.most_common(1)[0]
         return next(d for d in dimensions if d.name == name), size

@@ -123,11 +123,16 @@ def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
 class _Reader:
     def __init__(self, growth: Growth, rules: Table) -> None:
         self.growth, self.dims, self.axes = growth, growth.dims, growth.dims.axes
+        self.absolute = rules.absolute
+        table_row = rules.rules.get("embedding", rules.rules["input"])
         totals = {
-            "readout": (rules.rules["output"].multiplier, "r_in"),
-            "embedding": (rules.rules["input"].multiplier, "r_out"),
-            "attention": (rules.sites["attention"].total, "r"),
-            "residual": (rules.sites["residual"].total if "residual" in rules.sites else None, "L"),
+            "readout": (rules.rules["output"].multiplier, "fan_in" if rules.absolute else "r_in"),
+            "embedding": (table_row.multiplier, "fan_out" if rules.absolute else "r_out"),
+            "attention": (rules.sites["attention"].total, "n" if rules.absolute else "r"),
+            "residual": (
+                rules.sites["residual"].total if "residual" in rules.sites else None,
+                "B" if rules.absolute else "L",
+            ),
         }
         self.exponents = {kind: None if total is None else total.exponent(r) for kind, (total, r) in totals.items()}
         self.residuals = residuals(growth.dims)
@@ -149,10 +154,13 @@ class _Reader:
             BaseError: the base has other streams.
         """
         if self.exponents["residual"] is None:
-            if isinstance(depth, float):
+            if isinstance(depth, float) and not self.absolute:
                 raise PlanError(f"depth_ratio={depth:g}, and scheme {scheme!r} does not scale with depth")
             return
         own = [sum(r.stream == i for r in self.residuals) for i in range(len(self.depths))]
+        if self.absolute:
+            self.depths = tuple(n / 2 for n in own)
+            return
         if depth is None:
             raise PlanError(
                 f"scheme {scheme!r} scales with depth, and this base does not tell how deep it is",
@@ -215,7 +223,17 @@ class _Reader:
             reason=reason,
             where=describe(use.node),
             depth=math.prod(self.depths[r.stream] for r in self.residuals if p.name in r.weights),
+            unit_gradient=self.unit_gradient(p.name),
         )
+
+    def unit_gradient(self, name: str) -> float:
+        """Growth of gradients in a branch by u-muP's split (arXiv 2407.17465, appendix G), skip factors taken out."""
+        found, seen = 1.0, [0] * len(self.depths)
+        for r in self.residuals:
+            seen[r.stream] += 1
+            if name in r.weights:
+                found *= math.sqrt(self.depths[r.stream] + seen[r.stream])
+        return found
 
     def is_inside(self, use: Use) -> bool:
         """Whether a weight with fixed input contracts what comes out of a growing dimension."""
@@ -355,7 +373,7 @@ class _Reader:
         """RULES 3: in muP a sum over a product of two activations must end as r^-1."""
         node = product.node
         size = math.prod(a.size for a, _ in product.contracted)
-        ratio = self.ratio(a for a, _ in product.contracted)
+        ratio = float(size) if self.absolute else self.ratio(a for a, _ in product.contracted)
         grows = any(self.growth.grows(a) for a, _ in product.contracted)
         left, right = self.flow.upstream(product.left), self.flow.upstream(product.right)
         _, after = self.flow.downstream(node)
@@ -364,7 +382,7 @@ class _Reader:
         treatment, wanted, why = self.treat("attention", present)
         reason = f"{why}sums {size} products of activations{told}"
         feeds = {p.node for p in self.dims.products}
-        if not grows:
+        if not grows and not self.absolute:
             treatment, reason = "nothing", f"the {size} summed elements do not grow"
         elif left.normalized and right.normalized:
             treatment, reason = (
@@ -409,7 +427,7 @@ class _Reader:
                 total -= 0.5
                 continue
             measured = (self.growth.constants or {}).get((f.node.name, f.key))
-            if measured and ratio != 1:
+            if measured and ratio != 1 and not self.absolute:
                 change = measured[0] / measured[1]
                 total += math.log(1 / change if f.inverse else change) / math.log(ratio)
                 told = ", measured against the base"
@@ -481,7 +499,8 @@ class _Reader:
         """RULES 2: in muP the output of a readout is multiplied by r_in^-1, counting what is there."""
         assert use.partner is not None
         ins = [c for c, k in use.cells if k == "in"]
-        size, ratio = math.prod(c.size for c in ins), self.ratio(ins)
+        size = math.prod(c.size for c in ins)
+        ratio = float(size) if self.absolute else self.ratio(ins)
         path = self.flow.upstream(use.partner)
         _, after = self.flow.downstream(use.node)
         present, scale, told = self.exponent((*path.factors, *after, *self.own_factors(use.node, size)), size, ratio)
@@ -505,7 +524,8 @@ class _Reader:
     def embedding(self, use: Use) -> Site:
         """RULES 4: an embedding times sqrt(width) must become width-independent."""
         outs = [c for c, k in use.cells if k == "out"]
-        size, ratio = math.prod(c.size for c in outs), self.ratio(outs)
+        size = math.prod(c.size for c in outs)
+        ratio = float(size) if self.absolute else self.ratio(outs)
         nodes, factors = self.flow.downstream(use.node)
         present, scale, told = self.exponent(factors, size, ratio)
         part = self.growing_size(outs)

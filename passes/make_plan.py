@@ -11,7 +11,6 @@ from typing import Literal
 
 from autofit.errors import PlanError
 from autofit.measure import Fan, Law, Spread, find_law, pool
-from autofit.monomial import ONE
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
 from autofit.program import LAYER_INDEX
 from autofit.roles import ParameterRole, Roles
@@ -148,6 +147,8 @@ class MakePlan:
     def _row(self, r: ParameterRole) -> str:
         if r.bottleneck:
             return "bottleneck" if self.bottleneck == "hidden" else "bottleneck as output"
+        if r.kind == "embedding" and "embedding" in table(self.scheme).rules:
+            return "embedding"
         return r.role
 
     def _knob(self, r: ParameterRole, roles: Roles) -> Knob:
@@ -160,11 +161,13 @@ class MakePlan:
         Raises:
             PlanError: the user wants a factor where none can be.
         """
-        name, theta = r.parameter.name, table(self.scheme, form=self.form).thetas.get(self._row(r), ONE)
-        moved = theta(r_in=r.r_in, r_out=r.r_out) if name in self.multipliable else 1.0
+        name, chosen = r.parameter.name, table(self.scheme, form=self.form)
+        theta = chosen.own_multiplier(self._row(r))(r.ratios)
+        moved = theta if name in self.multipliable else 1.0
         own = self._knob(r, roles).multiplier
+        kept = theta if chosen.absolute else 1.0  # its values are planned for that factor
         if own == 1:
-            return moved, 1 / moved
+            return moved, kept / moved
         if self.tunables.folded:
             if r.tied:
                 raise PlanError(
@@ -173,14 +176,14 @@ class MakePlan:
                     todo="leave folded=False, and lookups alone are multiplied",
                 )
             self._check_values_may_change(f"the tuned multiplier {own:g} of {name}", r.where)
-            return moved, own / moved
+            return moved, kept * own / moved
         if name not in self.multipliable:
             raise PlanError(
                 f"the tuned multiplier {own:g} has no place in forward: {name} is no attribute that its module reads",
                 where=r.where,
                 todo="pass Tunables(..., folded=True), which trains the same",
             )
-        return moved * own, 1 / moved
+        return moved * own, kept / moved
 
     def _check_values_may_change(self, what: str, where: str) -> None:
         if self.init == "keep":
@@ -210,7 +213,11 @@ class MakePlan:
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
             if rule.init is not None:
-                factor = law.growth * rule.init(r_in=r.r_in, r_out=r.r_out) * self._deeper(r, law)
+                factor = rule.init(r.ratios)
+                if not table(self.scheme).absolute:
+                    factor *= law.growth * self._deeper(r, law)
+                elif r.fan_in > 1 or r.kind == "embedding":
+                    factor /= spread.std or 1.0
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
@@ -238,15 +245,31 @@ class MakePlan:
             multiplier=multiplier,
             lr=knob.lr,
             depth=r.depth,
+            fan_in=r.fan_in,
+            fan_out=r.fan_out,
+            gradient=self._gradient(r, multiplier * fold, roles),
             base_shape=tuple(map(float, map(roles.growth.base_size, roles.growth.dims.of_parameter[r.parameter.name]))),
         )
+
+    def _gradient(self, r: ParameterRole, multiplier: float, roles: Roles) -> float:
+        """What takes a true gradient to that of u-muP's backward pass (arXiv 2407.17465, section 4.2)."""
+        if not table(self.scheme).absolute:
+            return 1.0
+        readouts = {s.parameter: s for s in roles.sites if s.kind == "readout"}
+        own = readouts.get(r.parameter.name)
+        if own is not None and not r.tied:
+            return 1 / own.multiplier
+        first = next(iter(readouts.values()), None)
+        behind = 1 / (first.multiplier * math.sqrt(roles.parameters[first.parameter].fan_out)) if first else 1.0
+        looked_up = math.sqrt(r.parameter.shape[0]) if r.kind == "embedding" else 1.0
+        return behind * looked_up * r.unit_gradient / multiplier
 
     def _deeper(self, r: ParameterRole, law: Law) -> float:
         """What a scheme of depth asks of the initial values in a branch, where their own law may know depth, too."""
         own = table(self.scheme).rules.get(BRANCH)
         if own is None or own.init is None or r.depth == 1:
             return 1.0
-        return own.init(L=r.depth) * (math.sqrt(r.depth) if law.deep else 1.0)
+        return own.init(r.ratios) * (math.sqrt(r.depth) if law.deep else 1.0)
 
     @cached_property
     def pooled(self) -> dict[tuple[str, tuple[int, ...]], Spread]:

@@ -123,6 +123,11 @@ def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size:
     if isinstance(base, bool) or not isinstance(base, int | float) or not math.isfinite(base) or base <= 0:
         raise BaseError(f"base={base!r} is not a positive number", todo="pass the base width, e.g. base=256")
     ratio = size / base
+    if ratio != 1 and not any(d.grows for d in dimensions):
+        raise BaseError(
+            f"base={base:g}, and nothing grows: {main.name} = {main.size} is {main.reason}",
+            todo="pass grow='head_dim' if it is the size of a growing head, or a base model, which tells",
+        )
     resolved = tuple(
         replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions
     )

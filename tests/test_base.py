@@ -147,7 +147,7 @@ def test_a_shallower_second_model_gives_the_widths() -> None:
     family = FAMILIES["gpt2"]
     found = autofit.analyze(family.build(n_layer=3), base=family.build(n_embd=32, n_head=2, n_layer=2)).plan
     assert found.parameters["transformer.h.2.attn.c_attn.weight"].r_in == 2
-    assert any("fewer layers" in n for n in found.notes)
+    assert not any("one model alone" in n for n in found.notes)
 
 
 @pytest.mark.parametrize("number", [0, -1, float("nan"), float("inf"), True])
@@ -458,3 +458,21 @@ def test_copies_that_nothing_contracts_may_have_another_number_in_the_base() -> 
         "see.weight": ("hidden", 4, 4),
         "head.weight": ("output", 4, 1),
     }
+
+
+def test_a_number_by_which_nothing_grows_is_refused() -> None:
+    class Net(nn.Module):
+        """One head, whose size nothing else has."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.q, self.k, self.head = nn.Linear(7, width), nn.Linear(7, width), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), x))
+
+    x = torch.zeros(2, 5, 7)
+    with pytest.raises(autofit.BaseError, match=r"nothing grows: q = 64(.|\n)*grow='head_dim'"):
+        autofit.analyze(Net(64), x, base=16)
+    for given in ({"base": 16, "grow": "head_dim"}, {"base": Net(16)}):
+        assert autofit.analyze(Net(64), x, **given).plan.sites[0].multiplier == 0.5

@@ -10,6 +10,7 @@ from typing import Any
 
 import prodigyopt
 import pytest
+import pytorch_optimizer
 import torch
 from coordinates import slope
 from families import FAMILIES
@@ -193,3 +194,12 @@ def test_prodigy_with_one_learning_rate() -> None:
 
     assert max(map(abs, slopes("one_lr"))) <= 0.1
     assert slopes(None)[0] <= -0.9
+
+
+def test_soap_is_refused_with_what_was_measured() -> None:
+    """Adam in a rotated basis: what it does with directions that no gradient has is noise, and no power of a width."""
+    with pytest.raises(autofit.OptimizerError, match="no power law"):
+        autofit.measure_optimizer(pytorch_optimizer.SOAP, widths=(128, 256), weight_decay=0.0)
+    mu = autofit.analyze(mlp(64), X, base=mlp(16))
+    with pytest.raises(autofit.OptimizerError, match="no muP rule is known for the optimizer 'SOAP'"):
+        mu.param_groups(pytorch_optimizer.SOAP, lr=1e-3)

@@ -105,7 +105,7 @@ def test_learning_rates_that_are_none(mu: autofit.Analysis, lr: Any) -> None:
         mu.param_groups("adam", lr=lr)
 
 
-@pytest.mark.parametrize("optimizer", ["shampoo", torch.optim.LBFGS, object, 3])
+@pytest.mark.parametrize("optimizer", ["soap", torch.optim.LBFGS, object, 3])
 def test_unknown_optimizers_are_refused(mu: autofit.Analysis, optimizer: Any) -> None:
     with pytest.raises(autofit.OptimizerError, match="no muP rule is known"):
         mu.param_groups(optimizer, lr=0.1)
