@@ -1,4 +1,4 @@
-"""Every block of the README is run, in order."""
+"""Every block of the README is run, in order, and those of the pages of docs/ that have any."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.strip().splitlines()]
 
 
-def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/knobs.md", "docs/rules.md"])
+def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    code = [text for kind, text in BLOCKS if kind == "python"]
-    assert len(code) >= 4
+    code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert code
     for text in code:
-        exec(compile(text, "README.md", "exec"), names)
+        exec(compile(text, page, "exec"), names)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("autofit ")])
