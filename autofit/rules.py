@@ -120,10 +120,8 @@ class Table:
     absolute: bool = False
 
     def own_multiplier(self, row: str) -> Monomial:
-        """Factor on a parameter itself: of the form, or of an absolute scheme where no site has it."""
-        at_site = row in ("output", "embedding")
-        own = self.rules[row].multiplier if self.absolute and not at_site else None
-        return own or self.thetas.get(row, ONE)
+        """Factor on a parameter itself: a readout's is at its site, but for what a form moves into it."""
+        return self.thetas.get(row, ONE) if row == "output" else self.rules[row].multiplier or ONE
 
 
 def move(rule: Rule, theta: Monomial, optimizer: Optimizer) -> Rule:
@@ -275,8 +273,8 @@ def _rule(role: str, row: Mapping[str, Any], optimizer: Optimizer) -> Rule:
     sources = {"lr": optimizer.source} if measured else {}
     return Rule(
         row["what"],
-        _cell(row["multiplier"]),
-        _cell(row["init"]),
+        _cell(row.get("multiplier", OWN)),
+        _cell(row.get("init", OWN)),
         lr,
         Monomial.parse(row["eps"][optimizer.family]) if optimizer.eps else None,
         lr**-1 if kept else ONE,

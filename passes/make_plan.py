@@ -165,7 +165,7 @@ class MakePlan:
         theta = chosen.own_multiplier(self._row(r))(r.ratios)
         moved = theta if name in self.multipliable else 1.0
         own = self._knob(r, roles).multiplier
-        kept = theta if chosen.absolute else 1.0  # its values are planned for that factor
+        kept = table(self.scheme).own_multiplier(self._row(r))(r.ratios)  # its values are planned for that factor
         if own == 1:
             return moved, kept / moved
         if self.tunables.folded:
