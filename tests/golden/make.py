@@ -18,7 +18,21 @@ from typing import Any
 
 import mup
 import torch
-from models import BASE, LR, MODELS, SEED, TARGET, WEIGHT_DECAY, Golden, Tied, Transformer, loss
+from models import (
+    BASE,
+    CASES,
+    LR,
+    MODELS,
+    SEED,
+    TARGET,
+    WEIGHT_DECAY,
+    WIDTHS,
+    Case,
+    Golden,
+    Tied,
+    Transformer,
+    loss,
+)
 from torch import nn
 
 
@@ -42,9 +56,12 @@ def edited(golden: Golden, width: int) -> nn.Module:
     return model
 
 
-def ready(golden: Golden) -> nn.Module:
-    """At the target width, base shapes set and parameters rescaled."""
-    model = edited(golden, TARGET)
+OPTIMIZERS = {"sgd": mup.MuSGD, "adam": mup.MuAdam, "adamw": mup.MuAdamW}
+
+
+def ready(golden: Golden, width: int = TARGET) -> nn.Module:
+    """At a width, base shapes set and parameters rescaled."""
+    model = edited(golden, width)
     return mup.set_base_shapes(model, edited(golden, BASE), delta=edited(golden, 2 * BASE))
 
 
@@ -83,13 +100,13 @@ def behaviour(golden: Golden) -> dict[str, Any]:
     """Outputs at init, and losses over three steps of each optimizer, in float64."""
     start = ready(golden)
     found: dict[str, Any] = {}
-    for name, optimizer in (("adam", mup.MuAdam), ("adamw", mup.MuAdamW), ("sgd", mup.MuSGD)):
+    for name in ("adam", "adamw", "sgd"):
         model = copy.deepcopy(start)
         for p, q in zip(model.parameters(), start.parameters(), strict=True):
             p.infshape = q.infshape
         model = model.double()
         decay = 0.0 if name == "adam" else WEIGHT_DECAY
-        rule = optimizer(model.parameters(), lr=LR, weight_decay=decay)
+        rule = OPTIMIZERS[name](model.parameters(), lr=LR, weight_decay=decay)
         x = golden.example.double() if golden.example.is_floating_point() else golden.example
         losses = []
         for _ in range(3):
@@ -104,8 +121,29 @@ def behaviour(golden: Golden) -> dict[str, Any]:
     return found
 
 
+def groups(model: nn.Module, case: Case) -> list[dict[str, Any]]:
+    """What mup makes of one case: settings and names of the parameters of every group that is not empty."""
+    given = case.groups(model) if case.grouped else model.parameters()
+    optimizer = OPTIMIZERS[case.rule](given, lr=LR, **case.settings)
+    names = {id(p): n for n, p in model.named_parameters()}
+    keys = [k for k in ("lr", "weight_decay", "momentum", "eps") if k in optimizer.defaults]
+    return [
+        {**{k: g[k] for k in keys}, "names": " ".join(names[id(p)] for p in g["params"])}
+        for g in optimizer.param_groups
+        if g["params"]
+    ]
+
+
+def at_widths(golden: Golden) -> dict[str, Any]:
+    """Groups of all cases, by width."""
+    models = {w: ready(golden, w) for w in WIDTHS}
+    return {str(w): {n: groups(m, case) for n, case in CASES.items()} for w, m in models.items()}
+
+
 if __name__ == "__main__":
-    result = {n: {"parameters": invariants(g), "behaviour": behaviour(g)} for n, g in MODELS.items()}
+    result = {
+        n: {"parameters": invariants(g), "behaviour": behaviour(g), "groups": at_widths(g)} for n, g in MODELS.items()
+    }
     file = Path(__file__).with_name("mup.json")
     file.write_text(json.dumps({"torch": torch.__version__, "mup": "1.0.0", "models": result}, indent=1) + "\n")
     print(f"{file}: {len(result)} models")

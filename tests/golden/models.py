@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -182,7 +183,41 @@ MODELS: dict[str, Golden] = {
     "recurrent": Golden(Recurrent, IDS),
 }
 BASE, TARGET, SEED = 32, 128, 0
+WIDTHS = (16, BASE, 96, 256)
 LR, WEIGHT_DECAY = 0.01, 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """An optimizer and its settings.
+
+    Attributes:
+        rule: its name in torch, in lower case.
+        settings: keywords of its constructor, but for the learning rate.
+        grouped: whether the user makes two groups: matrices with settings of their own, and the rest.
+    """
+
+    rule: str
+    settings: dict[str, float]
+    grouped: bool = False
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The user's groups: for matrices, twice the learning rate; for the rest, no weight decay."""
+        parameters = list(model.parameters())
+        matrices, rest = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        made: list[dict[str, Any]] = [{"params": matrices, "lr": 2 * LR}, {"params": rest, "weight_decay": 0.0}]
+        return [group for group in made if group["params"]]
+
+
+CASES = {
+    "sgd": Case("sgd", {}),
+    "sgd, momentum and weight decay": Case("sgd", {"momentum": 0.9, "weight_decay": WEIGHT_DECAY}),
+    "sgd, groups": Case("sgd", {"momentum": 0.9, "weight_decay": WEIGHT_DECAY}, grouped=True),
+    "adam": Case("adam", {}),
+    "adam, weight decay": Case("adam", {"weight_decay": WEIGHT_DECAY}),
+    "adamw, weight decay": Case("adamw", {"weight_decay": WEIGHT_DECAY}),
+    "adamw, groups": Case("adamw", {"weight_decay": WEIGHT_DECAY}, grouped=True),
+}
 
 
 def loss(output: torch.Tensor) -> torch.Tensor:
