@@ -26,6 +26,19 @@ class MLP(nn.Module):
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
+class Uneven(nn.Module):
+    """A middle that grows as the square of the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        middle = width**2 // 64
+        self.first, self.second = nn.Linear(12, width), nn.Linear(width, middle)
+        self.third, self.head = nn.Linear(middle, width), nn.Linear(width, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))))
+
+
 class Residual(nn.Module):
     """Pre-norm residual blocks without biases."""
 
@@ -171,6 +184,7 @@ def _floats(*shape: int) -> torch.Tensor:
 IDS = torch.randint(0, 17, (6, 9), generator=torch.Generator().manual_seed(1))
 MODELS: dict[str, Golden] = {
     "mlp": Golden(MLP, _floats(6, 12)),
+    "uneven": Golden(Uneven, _floats(6, 12)),
     "residual": Golden(Residual, _floats(6, 12)),
     "gated": Golden(Gated, _floats(6, 12)),
     "convolutional": Golden(Convolutional, _floats(6, 3, 8, 8)),
