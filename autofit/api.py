@@ -223,6 +223,8 @@ def analyze(
     if depth_ratio is not None and not optim.check_number("depth_ratio", depth_ratio):
         raise PlanError("depth_ratio is 0")
     say("roles")
+    if "embedding" in rules.folds:  # nothing in forward
+        knobs = replace(knobs, folded=True)
     roles = Tune(knobs)(
         AssignRoles(
             scheme,

@@ -109,7 +109,7 @@ class MakePlan:
             sizes={d.name: d.size for d in growth.dimensions},
             parameters=ParameterTable(plans),
             sites=sites,
-            notes=(*growth.notes, *roles.notes, *self._unmoved(plans)),
+            notes=(*growth.notes, *roles.notes, *self._unmoved(plans), *self._of_several_readouts(roles)),
             frozen=roles.unused if self.unused == "freeze" else (),
             branches=roles.branches,
         )
@@ -200,6 +200,12 @@ class MakePlan:
         if kept:
             names = ", ".join(kept)
             yield f"form {self.form}: {names}: no attribute that a module reads, so the multiplier stays inside"
+
+    def _of_several_readouts(self, roles: Roles) -> Iterator[str]:
+        """Readouts of different sizes, where gradients of unit scale would have to be made in the backward pass."""
+        sizes = {roles.parameters[s.parameter].fan_out for s in roles.sites if s.kind == "readout"}
+        if table(self.scheme).absolute and len(sizes) > 1:
+            yield f"readouts of {', '.join(map(str, sorted(sizes)))} outputs: SGD and eps go by the first of them"
 
     def _parameter(self, r: ParameterRole, fold: float, depth: int, roles: Roles) -> ParameterPlan:
         row = self._row(r)

@@ -54,11 +54,13 @@ OPTIMIZERS: dict[str, tuple[type, Mapping[str, Any]]] = {
 }
 
 
-def run(form: str, optimizer: str, width: int, lr: float, weight_decay: float, eps: float) -> list[float]:
+def run(
+    form: str, optimizer: str, width: int, lr: float, weight_decay: float, eps: float, heads: int = 2, **given: Any
+) -> list[float]:
     """Losses of a few steps."""
     torch.manual_seed(0)
-    model = Net(width).double()
-    mu = autofit.muify(model, IDS, base=Net(8).double(), form=form)
+    model = Net(width, heads).double()
+    mu = autofit.muify(model, IDS, base=Net(8, heads).double(), form=form, **given)
     cls, more = OPTIMIZERS[optimizer]
     epsilon = {"eps": eps} if optimizers()[optimizer_class(cls)[1]].eps else {}
     chosen = mu.optimizer(cls, lr=lr, weight_decay=weight_decay, **epsilon, **more)
@@ -74,7 +76,7 @@ def run(form: str, optimizer: str, width: int, lr: float, weight_decay: float, e
 
 @pytest.mark.filterwarnings("ignore:.*no width rule is sourced")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.data())
 def test_one_training_run_in_every_form(optimizer: str, data: st.DataObject) -> None:
     width = data.draw(st.sampled_from([16, 24, 48]))
@@ -82,8 +84,30 @@ def test_one_training_run_in_every_form(optimizer: str, data: st.DataObject) -> 
     eps = data.draw(st.sampled_from([1e-8, 1e-3]))
     expected = run("table8", optimizer, width, lr, decay, eps)
     assert expected[-1] != pytest.approx(expected[0], rel=1e-6)
-    for form in ("table3", "folded", "table9"):
+    for form in ("table3", "folded", "table9", "one_lr"):
         assert run(form, optimizer, width, lr, decay, eps) == pytest.approx(expected, rel=1e-9)
+
+
+KINDS = ("embedding", "hidden", "output", "norm_gain", "norm_bias", "bias")
+
+
+@pytest.mark.filterwarnings("ignore:.*no width rule is sourced")
+@settings(max_examples=10, deadline=None)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    heads=st.sampled_from([1, 2, 4]),
+    factors=st.fixed_dictionaries({}, optional={k: st.floats(0.1, 10) for k in KINDS}),
+    forms=st.tuples(*[st.sampled_from(["table8", "table3", "folded", "table9", "one_lr"])] * 2),
+    eps=st.sampled_from([1e-8, 1e-3]),
+)
+def test_any_factor_may_stand_in_forward_or_in_values(
+    optimizer: str, heads: int, factors: dict[str, float], forms: tuple[str, str], eps: float
+) -> None:
+    """abc-symmetry (TP5 Lemma J.1) for factors of the user's own, over nets and optimizers, in any two forms."""
+    settings = (optimizer, 24, 3e-3, 0.1, eps, heads)
+    forward, folded = (autofit.Tunables(**factors, folded=f) for f in (False, True))
+    losses = run(forms[0], *settings, tunables=forward)
+    assert run(forms[1], *settings, tunables=folded) == pytest.approx(losses, rel=1e-8)
 
 
 def test_where_the_factors_are() -> None:
