@@ -14,19 +14,15 @@ untied); adapters stand beside frozen random projections of the attention. Base 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import sys
-import sysconfig
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from bytes_task import CONTEXT, data, loss_of, read, run, train_on, validate, windows
 from torch import nn
 
 import autofit
@@ -35,7 +31,7 @@ ROWS = Path(__file__).parent.parent / "docs" / "bottleneck.jsonl"
 KINDS = ("kv", "mla", "router", "lora")
 INITS = ("hidden", "output")
 BASE, HEAD, RANK, EXPERTS = 32, 16, 16, 4
-CONTEXT, BATCH, STEPS = 64, 4, 150
+STEPS = 150
 
 
 class Attention(nn.Module):
@@ -127,26 +123,6 @@ class Decoder(nn.Module):
         }[attention[0].kind]
 
 
-@cache
-def data() -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Training bytes, bytes for validation, and a hash of both."""
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    parts = [b"".join(f.read_bytes() for i, f in enumerate(files) if (i % 10 == 9) == held) for held in (False, True)]
-    train, held = (torch.frombuffer(bytearray(p), dtype=torch.uint8) for p in parts)
-    return train, held, hashlib.sha256(parts[0] + parts[1]).hexdigest()[:12]
-
-
-def windows(source: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Random windows of one byte more than the context."""
-    starts = torch.randint(len(source) - CONTEXT - 1, (count,), generator=generator)
-    return torch.stack([source[s : s + CONTEXT + 1] for s in starts]).long()
-
-
-def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the next byte, in nats."""
-    return nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-
-
 def backward_share(model: Decoder, batch: torch.Tensor) -> float:
     """RMS of the gradients that come back through the bottlenecks, over that of the embedding's."""
     found: list[torch.Tensor] = []
@@ -170,41 +146,17 @@ def train(kind: str, init: str, width: int, exponent: int, seed: int) -> dict[st
         model, torch.zeros(3, CONTEXT, dtype=torch.long), base=Decoder(BASE, kind), bottleneck=init, frozen=frozen
     )
     optimizer = mu.optimizer("adam", lr=2.0**exponent, betas=(0.9, 0.95), fused=True)
-    train_bytes, held, _ = data()
-    order = torch.Generator().manual_seed(seed)
-    probe = windows(held, 16, torch.Generator().manual_seed(1))
+    probe = windows(data()[1], 16, torch.Generator().manual_seed(1))
     shares = [backward_share(model, probe)]
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss_of(model, windows(train_bytes, BATCH, order)).backward()
-        optimizer.step()
+    train_on(model, optimizer, STEPS, seed)
     shares.append(backward_share(model, probe))
-    with torch.no_grad():
-        loss = loss_of(model, windows(held, 64, torch.Generator().manual_seed(0))).item()
     key = {"kind": kind, "init": init, "width": width, "log2_lr": exponent, "seed": seed}
-    return {**key, "loss": loss, "backward": shares, "data": data()[2], "torch": torch.__version__}
-
-
-def read() -> list[dict[str, Any]]:
-    """Rows so far."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
-def run(widths: list[int], exponents: list[int], seeds: list[int], kinds: list[str], jobs: int) -> None:
-    """Whatever is missing, the widest first."""
-    keys = ("kind", "init", "width", "log2_lr", "seed")
-    done = {tuple(r[k] for k in keys) for r in read()}
-    wanted = [k for k in product(kinds, INITS, sorted(widths, reverse=True), exponents, seeds) if k not in done]
-    wanted.sort(key=lambda k: -k[2])
-    with ProcessPoolExecutor(jobs) as pool, ROWS.open("a") as file:
-        for job in as_completed([pool.submit(train, *k) for k in wanted]):
-            print(json.dumps(job.result()), file=file, flush=True)
-            print(".", end="", file=sys.stderr, flush=True)
+    return {**key, "loss": validate(model), "backward": shares, "data": data()[2], "torch": torch.__version__}
 
 
 def table() -> Iterator[str]:
     """Loss by learning rate, the optimum, and the growth of the backward signal, by kind, init and width."""
-    rows = read()
+    rows = read(ROWS)
     exponents = sorted({r["log2_lr"] for r in rows})
     yield "| kind | init | width | " + " | ".join(f"2^{e}" for e in exponents) + " | best | backward at init, end |"
     yield "|" + "---|" * (len(exponents) + 5)
@@ -212,10 +164,11 @@ def table() -> Iterator[str]:
         mine = [r for r in rows if (r["kind"], r["init"], r["width"]) == (kind, init, width)]
         if not mine:
             continue
-        losses = {e: mean(r["loss"] for r in mine if r["log2_lr"] == e) for e in exponents}
+        found = {e: [r["loss"] for r in mine if r["log2_lr"] == e] for e in exponents}
+        losses = {e: mean(values) for e, values in found.items() if values}
         best = min(losses, key=losses.__getitem__)
         shares = [mean(r["backward"][i] for r in mine if r["log2_lr"] == best) for i in (0, 1)]
-        cells = " | ".join(f"{losses[e]:.3f}" for e in exponents)
+        cells = " | ".join(f"{losses[e]:.3f}" if e in losses else "" for e in exponents)
         yield f"| {kind} | {init} | {width} | {cells} | 2^{best} | {shares[0]:.3f}, {shares[1]:.3f} |"
 
 
@@ -232,7 +185,9 @@ def main() -> None:
     commands.add_parser("table")
     chosen = parser.parse_args()
     if chosen.command == "run":
-        run(chosen.widths, chosen.exponents, chosen.seeds, chosen.kinds, chosen.jobs)
+        wanted = product(chosen.kinds, INITS, sorted(chosen.widths, reverse=True), chosen.exponents, chosen.seeds)
+        keys = ("kind", "init", "width", "log2_lr", "seed")
+        run(train, keys, sorted(wanted, key=lambda k: -k[2]), ROWS, chosen.jobs)
     print("\n".join(table()))
 
 
