@@ -1,4 +1,4 @@
-"""The command line: ``autofit report | explain | rules``."""
+"""The command line: ``autofit report | explain | proxy | rules``."""
 
 from __future__ import annotations
 
@@ -132,6 +132,43 @@ def explain(target: str, name: str, *, options: Options = DEFAULTS) -> None:
 
 
 @app.command
+def proxy(
+    target: str,
+    *,
+    width: int,
+    depth: int | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+) -> None:
+    """Show the narrow model to tune on: the fields that change, parameters and FLOPs.
+
+    Args:
+        target: the model.
+        width: of the narrow one, in elements of the dimension that the readout contracts.
+        depth: of the narrow one, in layers.
+        settings: KEY=VALUE for the factory or config; may be repeated.
+    """
+    from autofit.proxy import proxy as make
+
+    with Console(stderr=True).status("proxy"):
+        source, example, arguments = _source(target, settings or [])
+        found = make(source, example, width=width, depth=depth, arguments=arguments)
+    print(found)
+    print("as a base:", " ".join(f"--base-set {n}={json.dumps(v)}" for n, (_, v) in found.changed.items()))
+
+
+def _source(target: str, settings: list[str]) -> tuple[Any, Any, dict[str, Any] | None]:
+    """What makes a target at any width, its example, and the arguments of a factory."""
+    model, example = build(target, settings)
+    if getattr(model, "config", None) is not None:
+        return model, example, None
+    kind, _, rest = target.partition(":")
+    keywords = dict(_setting(s) for s in settings)
+    if kind == "timm":
+        raise TargetError(f"{target!r} gives no way to build it at another width", todo="write a factory around it")
+    return _factory(kind, rest), example, keywords
+
+
+@app.command
 def rules(
     *,
     scheme: str = "mup",
@@ -189,9 +226,12 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
-    from torch import nn
+def _factory(place: str, name: str) -> Any:
+    """The function or class of a target.
 
+    Raises:
+        TargetError: there is none.
+    """
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
@@ -208,6 +248,13 @@ def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.M
     factory = getattr(module, name, None)
     if not callable(factory):
         raise TargetError(f"{place} has no function or class {name!r}")
+    return factory
+
+
+def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
+    from torch import nn
+
+    factory = _factory(place, name)
     try:
         made = factory(**keywords)
     except TypeError as error:
@@ -224,23 +271,6 @@ def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.M
 MEASURE_UP_TO = 300_000_000
 """Models with more parameters stay on ``meta``: their initial values are not drawn, and not measured."""
 
-AUTO_CLASSES = (
-    "AutoModelForCausalLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForSpeechSeq2Seq",
-    "AutoModelForImageClassification",
-    "AutoModelForAudioClassification",
-    "AutoModelForCTC",
-    "AutoModelForImageTextToText",
-    "AutoModelForPreTraining",
-    "AutoModelForObjectDetection",
-    "AutoModelForUniversalSegmentation",
-    "AutoModelForSemanticSegmentation",
-    "AutoModelForTimeSeriesPrediction",
-    "AutoModel",
-)
-
 
 def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -249,6 +279,8 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
     except ImportError:
         raise TargetError("hf: targets need transformers", todo="pip install 'autofit[hf]'") from None
     import torch
+
+    from autofit.autoclass import auto_class
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
@@ -282,24 +314,6 @@ def _from_timm(name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
         raise TargetError(f"timm:{name} gives no model: {str(error).splitlines()[0][:200]}") from None
     settings: Any = model.pretrained_cfg
     return model, torch.zeros(2, *settings["input_size"])
-
-
-def auto_class(config: Any) -> Any:
-    """The transformers Auto class that makes the model which one would train from a configuration."""
-    from transformers.models.auto import modeling_auto
-
-    both = getattr(config, "is_encoder_decoder", False)
-    order = sorted(AUTO_CLASSES, key=lambda name: both and "Seq2Seq" not in name)
-    rest = sorted(name for name in vars(modeling_auto) if name.startswith("AutoModelFor") and name not in order)
-    found = (getattr(modeling_auto, name) for name in (*order, *rest))
-    second_best = None
-    for cls in found:
-        made = getattr(cls, "_model_mapping", {}).get(type(config), None)
-        options = made if isinstance(made, tuple) else (made,)
-        if made is not None and any(m.config_class is type(config) for m in options):
-            return cls
-        second_best = second_best or (cls if made is not None else None)  # borrowed, or a part of a composite
-    return second_best
 
 
 def main() -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from autofit.exponents import measure_optimizer
+    from autofit.narrow import Proxy, proxy
     from autofit.plan import Plan
+    from autofit.tunables import Knob, Tunables
 
 __version__ = "0.1.0"
 
@@ -44,8 +46,10 @@ _HOME = {
     "Knob": "autofit.tunables",
     "Plan": "autofit.plan",
     "Tunables": "autofit.tunables",
+    "Proxy": "autofit.narrow",
     "deferred_init": "autofit.deferred",
     "measure_optimizer": "autofit.exponents",
+    "proxy": "autofit.narrow",
 }
 
 __all__ = [
@@ -60,6 +64,7 @@ __all__ = [
     "OptimizerError",
     "Plan",
     "PlanError",
+    "Proxy",
     "TargetError",
     "Tunables",
     "VerificationError",
@@ -67,6 +72,7 @@ __all__ = [
     "deferred_init",
     "measure_optimizer",
     "muify",
+    "proxy",
 ]
 
 

@@ -80,7 +80,7 @@ def _transformers_builder(name: str) -> Callable[[int], tuple[Any, Any]] | None:
     from examples_zoo import example_for
     from shrink import shrink
 
-    from autofit.cli import auto_class
+    from autofit.autoclass import auto_class
 
     transformers.logging.set_verbosity_error()
     config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[name]

@@ -537,11 +537,16 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
             where=first_difference(dims.program, base.dims.program),
             todo="use a base of the same depth or less",
         )
-    theirs = {d.label: d.size for d in Widths(base.dims, "heads").find()[0]}
-    sized = [replace(d, base=float(theirs.get(d.label, d.size))) for d in dimensions]
-    unmatched = [d.name for d in dimensions if d.grows and d.label not in theirs]
-    if unmatched:
-        raise BaseError(f"the base has no dimension that corresponds to {unmatched[0]}")
+    exact = {p.name: {tuple(p.shape)} for p in base.dims.program.parameters}
+    alike: dict[str, set[tuple[int, ...]]] = {}
+    for p in base.dims.program.parameters:
+        alike.setdefault(fold_layers(p.name), set()).add(tuple(p.shape))
+    sizes: list[tuple[Cell, int, str]] = []
+    for p in dims.program.parameters:
+        shapes = exact.get(p.name) or alike[fold_layers(p.name)]
+        if len(shapes) == 1:  # of a layer that the base lacks: what all of its layers have
+            sizes += [(c, s, p.name) for c, s in zip(dims.of_parameter.get(p.name, ()), *shapes, strict=False)]
+    sized, assumed = _solve(dims, dimensions, sizes)
     constants, apart = _constants_by_module(dims, base.dims)
     notes = tuple(
         f"the base has fewer layers, and other ops in {path or 'the model itself'}: constants there are judged from "
@@ -549,7 +554,7 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
         for path in apart[:1]
     )
     origin = "second model of other depth"
-    return Growth(dims, _settle(sized), origin, main.name, constants, dict(base.std) or None, notes)
+    return Growth(dims, _settle(sized), origin, main.name, constants, dict(base.std) or None, notes + assumed)
 
 
 def first_difference(here: Program, there: Program) -> str | None:

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.strip().splitlines()]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/knobs.md", "docs/rules.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/knobs.md", "docs/rules.md", "docs/transfer.md"])
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
