@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import autofit
 from autofit.optim import optimizer_class
 
-VOCABULARY, HEAD, CONTEXT, BASE = 64, 16, 16, 128
+VOCABULARY, HEAD, CONTEXT, BASE = 61, 16, 16, 128
 
 
 class Block(nn.Module):
@@ -105,9 +105,9 @@ def exponents(
 
 
 CASES = {
-    "adamw": (1e-4, {}, "hidden", 0.9),
-    "lion": (1e-4, {}, "hidden", 0.9),
-    "sgd": (1e-2, {}, "input", -0.9),
+    "adamw": (1e-4, {}, "hidden", 0.8),
+    "lion": (1e-4, {}, "hidden", 0.8),
+    "sgd": (1e-2, {}, "input", -0.8),
     "adafactor": (1e-3, {}, "hidden", 0.4),
     "muon": (1e-3, {"beside": {"lr": 1e-4}}, "bottleneck", 0.35),
 }
@@ -124,3 +124,41 @@ def test_updates_of_a_decoder(name: str) -> None:
     assert max(map(abs, found.values())) <= 0.12, found
     plain = exponents(name, False, lr, settings)[worst]
     assert plain / control >= 1, plain
+
+
+def shares(width: int, scale_eps: bool, seed: int) -> dict[str, float]:
+    """By kind, mean of log2 RMS of Adam's fourth update over the learning rate, under an eps as large as gradients."""
+    torch.manual_seed(seed)
+    model = Decoder(width)
+    mu = autofit.muify(model, IDS[:, :-1], base=Decoder(64))
+    optimizer = mu.optimizer("adam", lr=1e-4, eps=1e-3, scale_eps=scale_eps)
+    rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
+    for _ in range(4):
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        loss = F.cross_entropy(model(IDS[:, :-1]).flatten(0, 1), IDS[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found: dict[str, list[float]] = {}
+    for n, p in model.named_parameters():
+        update = (p.detach() - before[n]) / rates[n]
+        found.setdefault(kind(n, mu.plan), []).append(math.log2(update.square().mean().sqrt().item()))
+    return {k: sum(v) / len(v) for k, v in found.items()}
+
+
+def eps_exponents(scale_eps: bool, widths: Sequence[int] = (64, 128, 256, 512)) -> dict[str, float]:
+    """By kind, mean of two seeds."""
+    runs = [[shares(w, scale_eps, seed) for seed in (0, 1)] for w in widths]
+    x = [math.log2(w) for w in widths]
+    return {k: slope(x, [sum(r[k] for r in run) / len(run) for run in runs]) for k in runs[0][0]}
+
+
+def test_epsilon_keeps_its_share_in_every_group() -> None:
+    """Left alone, as the mup package leaves it, updates shrink with width in every group."""
+    found = eps_exponents(True)
+    assert set(found) == {"input", "hidden", "output", "vector", "bottleneck"}
+    assert max(map(abs, found.values())) <= 0.1, found
+    alone = eps_exponents(False)
+    assert alone["input"] <= -0.6
+    assert alone["hidden"] <= -0.6
+    assert alone["vector"] <= -0.4
