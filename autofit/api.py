@@ -25,7 +25,7 @@ from autofit.measure import spreads
 from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
 from autofit.passes.make_plan import MakePlan
-from autofit.passes.place_multipliers import PlaceMultipliers, multipliable
+from autofit.passes.place_multipliers import PlaceMultipliers, multipliable, queries
 from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
 from autofit.passes.tune import Tune
 from autofit.plan import Plan
@@ -200,6 +200,7 @@ def analyze(
     bottleneck: Literal["hidden", "output"] = "hidden",
     grow: Literal["heads", "head_dim"] = "heads",
     zero_readout: bool = False,
+    zero_query: bool = False,
     frozen: Literal["keep", "plan"] | None = None,
     unused: Literal["freeze"] | None = None,
     tunables: Tunables | Mapping[str, Any] | None = None,
@@ -247,6 +248,7 @@ def analyze(
         init=init,
         constants=_init_constants(model),
         zero_readout=zero_readout,
+        queries=queries(roles) if zero_query else {},
         frozen=frozen,
         unused=unused,
         tunables=knobs,
@@ -270,6 +272,7 @@ def muify(
     bottleneck: Literal["hidden", "output"] = "hidden",
     grow: Literal["heads", "head_dim"] = "heads",
     zero_readout: bool = False,
+    zero_query: bool = False,
     frozen: Literal["keep", "plan"] | None = None,
     unused: Literal["freeze"] | None = None,
     tunables: Tunables | Mapping[str, Any] | None = None,
@@ -299,6 +302,8 @@ def muify(
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
         grow: under a numeric base, whether the number of ``"heads"`` or the ``"head_dim"`` grows.
         zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises; refused where it is tied.
+        zero_query: start what gives the queries of attention at zero, so that all positions count alike at first (TP5
+            appendix D.2); refused where that has another use.
         frozen: parameters without gradient: ``"keep"`` leaves their values and the scale of what they compute alone
             (pretrained weights beside adapters), ``"plan"`` treats them like all others (frozen copies, random
             features); ``None`` refuses where these differ.
@@ -327,6 +332,7 @@ def muify(
         bottleneck=bottleneck,
         grow=grow,
         zero_readout=zero_readout,
+        zero_query=zero_query,
         frozen=frozen,
         unused=unused,
         tunables=tunables,

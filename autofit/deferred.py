@@ -23,6 +23,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autofit.errors import PlanError
+from autofit.lowering import draw
 from autofit.measure import Spread, spread
 from autofit.plan import Plan
 from autofit.program import storage_key
@@ -339,8 +340,7 @@ def draw_all(recipe: Recipe, model: nn.Module, plan: Plan, generator: torch.Gene
         start = shared[0]
     for i, (name, t) in enumerate(targets):
         whole = recipe.draw(name, t.device, start + i)
-        factor = plan.parameters[name].init_factor if name in plan.parameters else 1.0
-        _fill(t, whole * factor if factor != 1.0 else whole)
+        _fill(t, draw(whole.clone(), plan.parameters[name]) if name in plan.parameters else whole)
 
 
 def _tie(model: nn.Module, names: tuple[str, ...]) -> None:

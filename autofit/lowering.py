@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autofit.errors import LoweringError
-from autofit.plan import Plan
+from autofit.plan import ParameterPlan, Plan
 from autofit.program import storage_key
 
 MARK = "_autofit"
@@ -198,6 +198,16 @@ def uninstall(model: nn.Module) -> None:
         model.get_parameter(name).requires_grad_(True)
 
 
+def draw(values: torch.Tensor, planned: ParameterPlan) -> torch.Tensor:
+    """Initial values as planned, in place of those that the model draws."""
+    if planned.init_factor != 1.0:
+        values.mul_(planned.init_factor)
+    axis, runs = planned.zeros or (0, ())
+    for start, stop in runs:
+        values.narrow(axis, start, stop - start).zero_()
+    return values
+
+
 @torch.no_grad()
 def rescale(model: nn.Module, plan: Plan) -> None:
     """Multiply initial values by the plan's factors, each tensor once; a factor of one touches nothing."""
@@ -207,9 +217,8 @@ def rescale(model: nn.Module, plan: Plan) -> None:
         if key in by_storage or name not in plan.parameters:
             continue
         by_storage[key] = p
-        factor = plan.parameters[name].init_factor
-        if factor != 1.0 and p.device.type != "meta":
-            p.mul_(factor)
+        if p.device.type != "meta":
+            draw(p, plan.parameters[name])
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class ParameterPlan:
         base_shape: sizes of its axes in the base; empty if not known.
         fan_in, fan_out: elements that it contracts, kernel taps with them, and that survive.
         gradient: what takes its gradient to unit scale, where a scheme asks for that.
+        zeros: axis, and runs along it that start at zero.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ParameterPlan:
     fan_in: int = 1
     fan_out: int = 1
     gradient: float = 1.0
+    zeros: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -178,7 +180,7 @@ class Plan:
 
     def rescaled(self) -> set[str]:
         """Names of the parameters whose initial values change."""
-        return {p.name for p in self.parameters.values() if p.init_factor != 1.0}
+        return {p.name for p in self.parameters.values() if p.init_factor != 1.0 or p.zeros}
 
     def multiplied(self) -> dict[str, ParameterPlan]:
         """Parameters with a factor of their own in forward, by name."""

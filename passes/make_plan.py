@@ -35,6 +35,7 @@ class MakePlan:
             ``None``: refuse where these differ.
         unused: ``freeze`` marks parameters that the example does not reach as not to be trained.
         zero_readout: start every readout weight at zero, as TP5 appendix D.2 advises.
+        queries: axis and runs of what is to start at zero with the queries of attention, by parameter name.
         tunables: the user's own factors.
         multipliable: parameters that can have a factor of their own in forward.
     """
@@ -50,6 +51,7 @@ class MakePlan:
     frozen: Literal["keep", "plan"] | None = None
     unused: Literal["freeze"] | None = None
     zero_readout: bool = False
+    queries: Mapping[str, tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
     tunables: Tunables = field(default_factory=Tunables)
     multipliable: frozenset[str] = frozenset()
 
@@ -79,6 +81,9 @@ class MakePlan:
         depth = _depth(roles.parameters)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
         plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed else p for p in plans)
+        if self.queries and self.init == "keep":
+            raise PlanError("zero_query=True changes values, and init='keep' forbids it", todo="choose one of them")
+        plans = tuple(replace(p, zeros=self.queries.get(p.name)) for p in plans)
         plans = tuple(self._unfrozen(p, roles) for p in plans)
         made = {p.name: p.init_factor for p in plans}
         lengths = {r.parameter.name: r.length_of for r in roles.parameters.values() if r.length_of}
@@ -128,7 +133,7 @@ class MakePlan:
                 todo="pass frozen='keep' for pretrained weights (adapters, LoRA), or frozen='plan' for frozen copies "
                 "and random features",
             )
-        return replace(p, init_factor=1.0) if self.frozen == "keep" else p
+        return replace(p, init_factor=1.0, zeros=None) if self.frozen == "keep" else p
 
     def _zeroed(self, roles: Roles) -> set[str]:
         if self.init == "keep":

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from autofit.errors import LoweringError
+from autofit.dims import Use
+from autofit.errors import LoweringError, PlanError
 from autofit.flow import CASTS, STRUCTURAL, SUMS, Flow
 from autofit.plan import Carrier
 from autofit.program import module_path, module_paths, op_name
@@ -42,6 +43,49 @@ class PlaceMultipliers:
         return {node.name: carrier for node, carrier in placer.placed.items()}
 
 
+def queries(roles: Roles) -> dict[str, tuple[int, tuple[tuple[int, int], ...]]]:
+    """Weights and biases that give the queries of attention: by name, their axis and the runs along it.
+
+    Raises:
+        PlanError: what gives a query has another use, as a tied or shared weight has, or is no weight.
+    """
+    placer, found = _Placer(roles, {}), {}
+    for site in roles.sites:
+        side = _query_side(site.node) if site.kind == "attention" else None
+        if side is None:
+            continue
+        path = site.paths[side]
+        uses = placer.at.get(path[-1], [])
+        mine, others = placer._runs(path[-1], {(site.node, path[0])})
+        whole = [u.parameter for u in uses if sum(v.parameter == u.parameter for v in placer.dims.uses) > 1]
+        if not any("in" in u.kinds.values() for u in uses) or not mine or others is None or mine & others or whole:
+            shared = f"{whole[0]} is used elsewhere, too" if whole else "no weight gives it alone"
+            raise PlanError(
+                f"zero_query=True, and the query of this attention cannot start at zero: {shared}",
+                where=site.where,
+                todo="leave zero_query=False, or set the values yourself",
+            )
+        for use in uses:
+            axis = next((a for a, k in use.kinds.items() if k in ("out", "elementwise")), 0)
+            found[use.parameter] = axis, _ranges(mine)
+    return found
+
+
+def _query_side(node: fx.Node) -> int | None:
+    """Which operand of a product has the queries, if a softmax over the other's positions follows."""
+    if op_name(node) == "aten.scaled_dot_product_attention":
+        return 0
+    at = node
+    while op_name(at) not in ("aten.softmax", "aten._softmax"):
+        readers = [u for u in at.users if u.op == "call_function" and "_assert" not in op_name(u)]
+        shape = at.meta["val"].shape if isinstance(at.meta.get("val"), torch.Tensor) else ()
+        if len(readers) != 1 or len(shape) < 2 or op_name(at) in TURNS:
+            return None
+        at = readers[0]
+    last = at.args[1] in (-1, len(at.meta["val"].shape) - 1)
+    return 0 if last else 1
+
+
 def multipliable(roles: Roles, modules: Mapping[str, nn.Module]) -> frozenset[str]:
     """Parameters that a hook on their own module can multiply: read inside its calls, by attribute, as they are.
 
@@ -66,12 +110,18 @@ def _keeps_lists(module: nn.Module | None) -> bool:
     return any(isinstance(item, nn.Parameter) for value in lists for item in value)
 
 
+TURNS = frozenset(f"aten.{n}" for n in "transpose permute movedim swapaxes t mT".split())
+
+
 class _Placer:
     def __init__(self, roles: Roles, modules: Mapping[str, nn.Module]) -> None:
         self.roles, self.modules = roles, modules
         self.dims = roles.growth.dims
         self.flow = Flow(self.dims)
         self.sites = {s.node: s for s in roles.sites}
+        self.at: dict[fx.Node, list[Use]] = {}
+        for use in self.dims.uses:
+            self.at.setdefault(use.node, []).append(use)
         self.placed: dict[fx.Node, Carrier] = {}
         self.calls: dict[str, set[str]] = {}
         self.inside: dict[str, list[fx.Node]] = {}
