@@ -47,11 +47,14 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict[str
 
 def cells(scheme: str) -> Iterator[tuple[Any, ...]]:
     """Places of all cells that a scheme has of its own."""
-    data, below = READ(scheme), READ("mup") if scheme.startswith("mup+") else {}
+    data = READ(scheme)
+    below = READ(scheme.partition("+")[0]) if "+" in scheme else {}
     for role, row in data["roles"].items():
-        if role in below.get("roles", {}) or (role == "fixed" and scheme != "u-mup"):
+        if row == below.get("roles", {}).get(role) or (role == "fixed" and scheme != "u-mup"):
             continue
         for column in ("multiplier", "init", "lr", "eps"):
+            if row.get(column) == below.get("roles", {}).get(role, {}).get(column):
+                continue  # of the scheme below
             if isinstance(row.get(column), str):
                 yield "roles", role, column
             else:
@@ -62,15 +65,22 @@ def cells(scheme: str) -> Iterator[tuple[Any, ...]]:
 def other(text: str, place: tuple[Any, ...], scheme: str) -> str:
     """A cell that is wrong by the root of a ratio."""
     if place[0] == "sites":
-        ratio = {"residual": "B" if scheme == "u-mup" else "L", "attention": "n" if scheme == "u-mup" else "r"}[
-            place[1]
-        ]
+        ratio = {
+            "residual": "B" if scheme.startswith("u-mup") else "L",
+            "attention": "n" if scheme.startswith("u-mup") else "r",
+        }[place[1]]
     elif place[1] == BRANCH:
-        ratio = "B" if scheme == "u-mup" else "L"
+        ratio = "B" if scheme.startswith("u-mup") else "L"
     else:
         growing_out = place[1] in ("input", "vector", "embedding")
-        ratio = ("fan_out" if growing_out else "fan_in") if scheme == "u-mup" else "r_out" if growing_out else "r_in"
-        ratio = "fan_in" if scheme == "u-mup" and place[1] == "input" else ratio
+        ratio = (
+            ("fan_out" if growing_out else "fan_in")
+            if scheme.startswith("u-mup")
+            else "r_out"
+            if growing_out
+            else "r_in"
+        )
+        ratio = "fan_in" if scheme.startswith("u-mup") and place[1] == "input" else ratio
     own = Monomial.parse("1" if text == OWN else text)
     return str(own * Monomial.parse(f"{ratio}^1/2"))
 
@@ -230,6 +240,22 @@ def unit_is_right() -> bool:
     return True
 
 
+def plain_embedding_is_right() -> bool:
+    """All but tables learn as under u-mup; tables at the same rate at every width."""
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    rates = {}
+    for scheme in ("u-mup", "u-mup+plain-embedding"):
+        mu = autofit.analyze(golden.Decoder(64, 1), ids, base=32, scheme=scheme)
+        for name in ("adamw", "sgd"):
+            groups = mu.param_groups(name, lr=1.0)
+            rates[scheme, name] = {n: g["lr"] for g in groups for n in g["param_names"]}
+    for name in ("adamw", "sgd"):
+        ratios = {n: r / rates["u-mup", name][n] for n, r in rates["u-mup+plain-embedding", name].items()}
+        if ratios != pytest.approx({n: 8.0 if n == "tokens.weight" else 1.0 for n in ratios}):
+            return False
+    return True
+
+
 COLUMNS = ("multiplier", "init", "lr", "eps")
 
 
@@ -244,6 +270,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "mup+completep": lambda: depth_is_right("mup+completep"),
     "mup+depth": lambda: depth_is_right("mup+depth"),
     "u-mup": unit_is_right,
+    "u-mup+plain-embedding": plain_embedding_is_right,
 }
 
 
