@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod, sqrt
 
 from autofit.dims import Cell, Dims
-from autofit.program import LAYER_INDEX
+from autofit.program import fold_layers
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Growth:
 
     def std_at_base(self, name: str) -> float | None:
         """Initial std of a parameter in the base; where all layers' copies are drawn alike, theirs together."""
-        return self._folded_std.get(LAYER_INDEX.sub("*", name), (self.base_std or {}).get(name))
+        return self._folded_std.get(fold_layers(name), (self.base_std or {}).get(name))
 
     @cached_property
     def _folded_std(self) -> dict[str, float]:
         copies: dict[str, list[float]] = {}
         for name, std in (self.base_std or {}).items():
-            copies.setdefault(LAYER_INDEX.sub("*", name), []).append(std)
+            copies.setdefault(fold_layers(name), []).append(std)
         alike = {name: found for name, found in copies.items() if max(found) <= 1.1 * min(found)}
         return {name: sqrt(sum(std**2 for std in found) / len(found)) for name, found in alike.items()}
 

@@ -117,6 +117,11 @@ def shape_of(value: Any) -> tuple[int, ...]:
     return tuple(int(s) for s in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
+def fold_layers(path: str) -> str:
+    """A path with its layer indices as ``*``; a bare index, as in ``nn.Sequential``, is no layer of a stack."""
+    return path if not any(c.isalpha() for c in path) else LAYER_INDEX.sub("*", path)
+
+
 def module_path(node: fx.Node) -> str:
     """Dotted path of the innermost module that ran this node; ``""`` is the root."""
     stack = node.meta.get("nn_module_stack")

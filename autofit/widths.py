@@ -14,7 +14,7 @@ from autofit.dims import Cell, Dims
 from autofit.errors import DimensionError
 from autofit.flow import reaching_output
 from autofit.growth import Dimension
-from autofit.program import LAYER_INDEX, describe, op_name
+from autofit.program import describe, fold_layers, op_name
 
 TELLING = 16
 """Sizes below are equal too often by chance to say anything."""
@@ -411,11 +411,6 @@ def _grows_beside(
         and any(a.serial not in reasons and a.serial not in mine for f in factors for a in f)
         for factors in products
     )
-
-
-def fold_layers(path: str) -> str:
-    """A path with its layer indices as ``*``; a bare index, as in ``nn.Sequential``, is no layer of a stack."""
-    return path if not any(c.isalpha() for c in path) else LAYER_INDEX.sub("*", path)
 
 
 def divide(d: Dimension, base: Mapping[int, float]) -> list[Dimension]:

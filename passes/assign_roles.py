@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import fx
 
 from autofit.dims import Cell, Product, Use
 from autofit.errors import BaseError, DimensionError, PlanError
-from autofit.flow import Factor, Flow, behind, reaching_output
+from autofit.flow import Flow, behind, reaching_output
 from autofit.growth import Growth
 from autofit.kinds import kind_of
 from autofit.measure import Fan
-from autofit.program import LAYER_INDEX, Parameter, describe, module_path, op_name
+from autofit.program import Parameter, describe, op_name
 from autofit.residuals import Residual, residuals
 from autofit.roles import ParameterRole, Role, Roles, Segment, Site, Treatment
 from autofit.rules import Table, table
+from autofit.scales import Scales, own_factors
 
 FROZEN = "computed by frozen weights, whose scale is kept"
-EXPONENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
-
-
-def _near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-5)
-
-
-def _is_bfloat16(value: float) -> bool:
-    return float(torch.tensor(value, dtype=torch.bfloat16)) == value
 
 
 @dataclass(frozen=True)
@@ -142,7 +133,7 @@ class _Reader:
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
-        self.summed = {math.prod(a.size for a, _ in p.contracted) for p in growth.dims.products}
+        self.scales = Scales(growth, None if rules.absolute else growth.constants)
         self.reaching = reaching_output(growth.dims, growth.grows)
         self.grown = behind(growth.dims, growth.grows)
 
@@ -377,8 +368,8 @@ class _Reader:
         grows = any(self.growth.grows(a) for a, _ in product.contracted)
         left, right = self.flow.upstream(product.left), self.flow.upstream(product.right)
         _, after = self.flow.downstream(node)
-        factors = (*left.factors, *right.factors, *after, *self.own_factors(node, size))
-        present, scale, told = self.exponent(factors, size, ratio)
+        factors = (*left.factors, *right.factors, *after, *own_factors(node, size))
+        present, scale, told = self.scales.exponent(factors, size, ratio)
         treatment, wanted, why = self.treat("attention", present)
         reason = f"{why}sums {size} products of activations{told}"
         feeds = {p.node for p in self.dims.products}
@@ -407,52 +398,6 @@ class _Reader:
             reason=reason,
         )
 
-    def own_factors(self, node: fx.Node, size: int) -> list[Factor]:
-        """The scale inside an attention or baddbmm op."""
-        if op_name(node) == "aten.scaled_dot_product_attention":
-            given = node.kwargs.get("scale")
-            if given is None:
-                return [Factor(node, "default", size**-0.5, False)]
-            return [Factor(node, "scale", float(given), False)]  # type: ignore[arg-type]
-        if op_name(node) in ("aten.baddbmm", "aten.addmm"):
-            return [Factor(node, "alpha", float(node.kwargs.get("alpha", 1)), False)]  # type: ignore[arg-type]
-        return []
-
-    def exponent(self, factors: Iterable[Factor], size: int, ratio: float) -> tuple[float, float, str]:
-        """Exponent of ``ratio`` in a product of constants, their value, and how it is known."""
-        total, scale, told, tolerance = 0.0, 1.0, "", 1e-6
-        for f in factors:
-            scale *= f.value
-            if f.key == "default":
-                total -= 0.5
-                continue
-            measured = (self.growth.constants or {}).get((f.node.name, f.key))
-            if measured and ratio != 1 and not self.absolute:
-                change = measured[0] / measured[1]
-                total += math.log(1 / change if f.inverse else change) / math.log(ratio)
-                told = ", measured against the base"
-                if all(_is_bfloat16(v) for v in measured):  # eight bits of the value are told
-                    tolerance = max(tolerance, abs(2**-8 / math.log(ratio)))
-                continue
-            elsewhere = any(math.isclose(f.value, s**-0.5, rel_tol=1e-5) for s in self.summed - {size})
-            for e in EXPONENTS:
-                if elsewhere and abs(e) != 0.5:
-                    continue  # more likely the usual scale of another sum, whose size is a power of this one
-                if size > 1 and math.isclose(f.value, size**e, rel_tol=1e-5):
-                    total += e
-                    told = f", taken as {size}^{e:g} because it has that value"
-                    break
-            else:
-                layers = () if elsewhere else self.layers(f.node)
-                layer = next((k for k in layers if size > 1 and _near(f.value * k, size**-0.5)), 0)
-                if layer:
-                    total -= 0.5
-                    told = f", taken as {size}^-0.5 / {layer} because it has that value, in layer {layer}"
-                elif not _near(f.value, round(f.value)) or f.value > 2:
-                    told = told or f", {f.value:.6g} taken to be the same at any width"
-        snapped = round(total * 4) / 4
-        return (snapped if abs(total - snapped) < tolerance else total), scale, told
-
     def growing_size(self, cells: Iterable[Cell]) -> int:
         """Elements of what grows along some axes: of the factors of a product, of all of any other."""
         axes, size = self.dims.axes, 1
@@ -460,11 +405,6 @@ class _Reader:
             factors = axes.factors(root) if root.kind == "product" else [root]
             size *= math.prod(f.size for f in factors if self.ratio([f]) != 1)
         return size
-
-    @staticmethod
-    def layers(node: fx.Node) -> Iterator[int]:
-        """Numbers, from one, of the layers around a node."""
-        return (int(i) + 1 for i in LAYER_INDEX.findall(module_path(node)))
 
     def treat(self, kind: str, present: float) -> tuple[Treatment, float, str]:
         """Whether a site needs anything, the exponent that it must have, and why it needs nothing."""
@@ -477,7 +417,7 @@ class _Reader:
         """RULES 8: what a branch adds to its stream."""
         ratio = self.depths[residual.stream]
         path = self.flow.upstream(residual.branch)
-        present, scale, told = self.exponent(path.factors, 1, ratio)
+        present, scale, told = self.scales.exponent(path.factors, 1, ratio)
         treatment, wanted, _ = self.treat("residual", present)
         total = sum(r.stream == residual.stream for r in self.residuals)
         return Site(
@@ -503,7 +443,7 @@ class _Reader:
         ratio = float(size) if self.absolute else self.ratio(ins)
         path = self.flow.upstream(use.partner)
         _, after = self.flow.downstream(use.node)
-        present, scale, told = self.exponent((*path.factors, *after, *self.own_factors(use.node, size)), size, ratio)
+        present, scale, told = self.scales.exponent((*path.factors, *after, *own_factors(use.node, size)), size, ratio)
         reason = f"sums over {self.name(ins)}" + (f"; scale {scale:.6g}{told}" if scale != 1 else "")
         treatment, wanted, why = self.treat("readout", present)
         return Site(
@@ -527,10 +467,10 @@ class _Reader:
         size = math.prod(c.size for c in outs)
         ratio = float(size) if self.absolute else self.ratio(outs)
         nodes, factors = self.flow.downstream(use.node)
-        present, scale, told = self.exponent(factors, size, ratio)
+        present, scale, told = self.scales.exponent(factors, size, ratio)
         part = self.growing_size(outs)
         if factors and present == 0 and part != size:  # one table for all layers has that of one
-            present, scale, told = self.exponent(factors, part, ratio)
+            present, scale, told = self.scales.exponent(factors, part, ratio)
         treatment, wanted, _ = self.treat("embedding", present)
         return Site(
             kind="embedding",

@@ -259,7 +259,9 @@ class MakePlan:
             fan_in=r.fan_in,
             fan_out=r.fan_out,
             gradient=self._gradient(r, multiplier * fold, roles),
-            base_shape=tuple(map(float, map(roles.growth.base_size, roles.growth.dims.of_parameter[r.parameter.name]))),
+            base_shape=tuple(
+                map(float, map(roles.growth.base_size, roles.growth.dims.of_parameter.get(r.parameter.name, ())))
+            ),
         )
 
     def _gradient(self, r: ParameterRole, multiplier: float, roles: Roles) -> float:

@@ -9,18 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import fx
-
+from autofit.align import constants, constants_by_module, first_difference, telling
 from autofit.dims import Axes, Cell, Dims
 from autofit.errors import BaseError, DimensionError
 from autofit.flow import Flow
 from autofit.growth import Dimension, Growth
-from autofit.program import Program, describe, module_path, op_name, shape_of
-from autofit.widths import CLASSES, Widths, divide, fold_layers
+from autofit.program import Program, fold_layers, shape_of
+from autofit.widths import CLASSES, Widths, divide
 
-COPIES = {f"aten.{n}" for n in "contiguous clone alias detach lift_fresh_copy to _to_copy".split()} | {
-    f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async".split()
-}
 ADAPTER = "only trained weights have it, beside frozen ones"
 
 
@@ -270,9 +266,9 @@ def _from_model(
         for name in mine
         for cell, size in zip(dims.of_parameter.get(name, ()), theirs[name].shape, strict=False)
     ]
-    constants = None
+    measured = None
     if difference is None:
-        pairs = list(zip(_telling(dims.program), _telling(base.dims.program), strict=True))
+        pairs = list(zip(telling(dims.program), telling(base.dims.program), strict=True))
         # data may take other sizes in each model where these depend on values, or where autofit chose them
         free = any(p.recorded or p.inferred for p in (dims.program, base.dims.program))
         for node, other in pairs:
@@ -284,14 +280,14 @@ def _from_model(
                     for c, s in zip(cells, shape_of(other.meta.get("val")), strict=False)
                     if not (free and dims.axes.find(c).fixed)
                 ]
-        constants = _constants(pairs, Flow(dims), Flow(base.dims))
+        measured = constants(pairs, Flow(dims), Flow(base.dims))
     else:
         notes = (f"base and model run different ops ({difference}): constants are judged from one model alone",)
     changed = {dims.axes.find(c).serial for c, size, _ in sizes if size != c.size}
     others = [*_wide_inputs(dims, base.dims), *(d for d in loose if d.cells & changed)]
     solved, assumed = _solve(dims, [*dimensions, *others], sizes)
     _refuse_other_outputs(solved, main)
-    return Growth(dims, _settle(solved), "second model", main.name, constants, dict(base.std) or None, notes + assumed)
+    return Growth(dims, _settle(solved), "second model", main.name, measured, dict(base.std) or None, notes + assumed)
 
 
 def _inputs(dims: Dims) -> list[Dimension]:
@@ -547,70 +543,11 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
         if len(shapes) == 1:  # of a layer that the base lacks: what all of its layers have
             sizes += [(c, s, p.name) for c, s in zip(dims.of_parameter.get(p.name, ()), *shapes, strict=False)]
     sized, assumed = _solve(dims, dimensions, sizes)
-    constants, apart = _constants_by_module(dims, base.dims)
+    measured, apart = constants_by_module(dims, base.dims)
     notes = tuple(
         f"the base has fewer layers, and other ops in {path or 'the model itself'}: constants there are judged from "
         "one model alone"
         for path in apart[:1]
     )
     origin = "second model of other depth"
-    return Growth(dims, _settle(sized), origin, main.name, constants, dict(base.std) or None, notes + assumed)
-
-
-def first_difference(here: Program, there: Program) -> str | None:
-    """The first node at which two programs differ, in words; ``None`` if they run the same ops."""
-    ours, theirs = _telling(here), _telling(there)
-    for a, b in zip(ours, theirs, strict=False):
-        calls = a.op == "call_function"
-        if a.op != b.op or (calls and (op_name(a) != op_name(b) or len(a.all_input_nodes) != len(b.all_input_nodes))):
-            return f"{describe(a)} here, {describe(b)} in the base"
-    if len(ours) != len(theirs):
-        return f"{len(ours)} ops here, {len(theirs)} in the base"
-    return None
-
-
-def _telling(program: Program) -> list[fx.Node]:
-    """Nodes but for copies and checks, which depend on sizes: one head is contiguous, where two are not."""
-    return [n for n in program.graph.nodes if n.op != "call_function" or op_name(n) not in COPIES]
-
-
-def _constants_by_module(here: Dims, there: Dims) -> tuple[dict[tuple[str, str], tuple[float, float]], list[str]]:
-    """Numbers of modules that run the same ops, and the others that take numbers; of layers that the base lacks,
-    those in which all of its layers agree."""
-    ours, theirs = _by_module(here.program), _by_module(there.program)
-    flows, found, apart = (Flow(here), Flow(there)), {}, []
-    for path, nodes in ours.items():
-        copies = [theirs[path]] if path in theirs else []
-        copies = copies or [other for name, other in theirs.items() if fold_layers(name) == fold_layers(path)]
-        alike = [other for other in copies if [op_name(n) for n in other] == [op_name(n) for n in nodes]]
-        told = [_constants(zip(nodes, other, strict=True), *flows) for other in alike]
-        if not told and any(flows[0].scalar(a) is not None for n in nodes for a in n.args if isinstance(a, float)):
-            apart.append(path)
-        found.update({key: pair for t in told for key, pair in t.items() if all(o.get(key) == pair for o in told)})
-    return found, apart
-
-
-def _by_module(program: Program) -> dict[str, list[fx.Node]]:
-    found: dict[str, list[fx.Node]] = {}
-    for node in _telling(program):
-        if node.op == "call_function":
-            found.setdefault(module_path(node), []).append(node)
-    return found
-
-
-def _constants(
-    pairs: Iterable[tuple[fx.Node, fx.Node]], here: Flow, there: Flow
-) -> dict[tuple[str, str], tuple[float, float]]:
-    """Numbers that ops take, as (this model, base): literals, and what either program computes from numbers."""
-    found = {}
-    for node, other in pairs:
-        if node.op != "call_function":
-            continue
-        for key, a, b in [
-            *[(str(i), a, b) for i, (a, b) in enumerate(zip(node.args, other.args, strict=False))],
-            *[(k, v, other.kwargs.get(k)) for k, v in node.kwargs.items()],
-        ]:
-            mine, theirs = here.scalar(a), there.scalar(b)
-            if mine is not None and theirs is not None:
-                found[node.name, key] = (mine, theirs)
-    return found
+    return Growth(dims, _settle(sized), origin, main.name, measured, dict(base.std) or None, notes + assumed)
