@@ -114,7 +114,7 @@ class MakePlan:
             sizes={d.name: d.size for d in growth.dimensions},
             parameters=ParameterTable(plans),
             sites=sites,
-            notes=(*growth.notes, *roles.notes, *self._unmoved(plans), *self._of_several_readouts(roles)),
+            notes=(*growth.notes, *roles.notes, *self._unmoved(plans), *self._of_absolute_scheme(roles)),
             frozen=roles.unused if self.unused == "freeze" else (),
             branches=roles.branches,
         )
@@ -206,9 +206,11 @@ class MakePlan:
             names = ", ".join(kept)
             yield f"form {self.form}: {names}: no attribute that a module reads, so the multiplier stays inside"
 
-    def _of_several_readouts(self, roles: Roles) -> Iterator[str]:
-        """Readouts of different sizes, where gradients of unit scale would have to be made in the backward pass."""
+    def _of_absolute_scheme(self, roles: Roles) -> Iterator[str]:
+        """What a base is for there, and readouts whose unit gradients would have to be made in the backward pass."""
         sizes = {roles.parameters[s.parameter].fan_out for s in roles.sites if s.kind == "readout"}
+        if table(self.scheme).absolute:
+            yield f"scheme {self.scheme} has no base: the one that is given only tells which dimensions are widths"
         if table(self.scheme).absolute and len(sizes) > 1:
             yield f"readouts of {', '.join(map(str, sorted(sizes)))} outputs: SGD and eps go by the first of them"
 
@@ -228,7 +230,7 @@ class MakePlan:
                 if not table(self.scheme).absolute:
                     factor *= law.growth * self._deeper(r, law)
                 elif r.fan_in > 1 or r.kind == "embedding":
-                    factor /= spread.std or 1.0
+                    factor /= (alike or spread).std or 1.0
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
             factor = 1.0
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:

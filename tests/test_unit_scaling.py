@@ -140,7 +140,7 @@ def test_values_start_at_unit_scale() -> None:
         before = {n: p.detach().clone() for n, p in made.named_parameters()}
         autofit.muify(made, x, base=base, scheme="u-mup")
         for name, p in made.named_parameters():
-            assert torch.equal(p, before[name]) if p.ndim == 1 else p.std().item() == pytest.approx(1, abs=0.01), name
+            assert torch.equal(p, before[name]) if p.ndim == 1 else p.std().item() == pytest.approx(1, abs=0.05), name
 
 
 @pytest.mark.parametrize("scale", [None, 1.0, 0.25])
