@@ -18,7 +18,7 @@ from autofit.monomial import Monomial
 from autofit.rules import table
 
 SCHEME, LISTED = rules._read("mup"), rules._read("optimizers")
-FAMILIES = {"adam": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
+FAMILIES = {"adam": "adamw", "sgd": "sgd", "adafactor": "adafactor", "orthogonal": "shampoo"}
 AT_INIT = {"input": 0, "hidden": 0, "output": -0.5, "bottleneck": 0, "bottleneck as output": -0.5, "vector": 0}
 """Exponent of what a parameter gives at first: sums of random signs (Tensor Programs V, section 3)."""
 
@@ -61,9 +61,10 @@ def wrong(role: str) -> bool:
     if abs(slope - AT_INIT[role]) > 0.1:
         return True
     eps = {"eps": 1.0} if not role.startswith("bottleneck") else {}
-    runs = [measured(name, widths=(128, 256)) for name in FAMILIES.values()]
-    runs += [measured("adamw", widths=(128, 256), **eps)] if eps else []
-    return any(abs(e) > 0.1 for found in runs for e in found[role].exponents.values())
+    runs: list[dict[str, Any]] = [{"name": name} for name in FAMILIES.values()]
+    runs += [{"name": "adamw", **eps}] if eps else []
+    found = (measured(run.pop("name"), widths=(128, 256), **run)[role].exponents.values() for run in runs)
+    return any(abs(e) > 0.1 for exponents in found for e in exponents)
 
 
 @pytest.mark.parametrize("role", AXES)
@@ -91,6 +92,44 @@ def test_a_wrong_cell_is_seen(written: Any, role: str, column: str, family: str)
         row[column] = other(row[column], role)
     written(scheme, LISTED)
     assert wrong(role)
+
+
+PAPER = {
+    "table3": {"output": ("1", "1/r_in", "1/r_in", "1/r_in")},
+    "folded": {"output": ("1", "1/r_in", "1/r_in", "1/r_in")},
+    "table9": {
+        "input": ("r_out^1/2", "r_out^-1/2", "r_out^-1/2", "1"),
+        "vector": ("r_out^1/2", "r_out^-1/2", "r_out^-1/2", "1"),
+        "output": ("r_in^-1/2", "r_in^-1/2", "r_in^-1/2", "1"),
+    },
+    "one_lr": {
+        "hidden": ("1/r_in", "r_in^1/2", "1", "r_in*r_out"),
+        "bottleneck": ("1/r_in", "r_in^1/2", "1", "r_in"),
+        "bottleneck as output": ("1/r_in", "1", "1", "r_in"),
+    },
+}
+"""By form and parameter: multiplier, init std, lr of Adam and of SGD (TP5 Tables 3 and 9, relative to the base)."""
+
+
+def forms_are_right() -> bool:
+    """As in the paper; that all train alike is in test_forms.py, whatever the factor."""
+    for form, rows in PAPER.items():
+        adam, sgd = (table("mup", name, form).rules for name in ("adam", "sgd"))
+        for role, expected in rows.items():
+            found = adam[role].multiplier, adam[role].init, adam[role].lr, sgd[role].lr
+            if tuple(map(str, found)) != expected:
+                return False
+    return True
+
+
+@pytest.mark.parametrize(("form", "role"), [(f, role) for f, data in SCHEME["forms"].items() for role in data["theta"]])
+def test_a_wrong_factor_of_a_form_is_seen(written: Any, form: str, role: str) -> None:
+    assert forms_are_right()
+    scheme = copy.deepcopy(SCHEME)
+    theta = scheme["forms"][form]["theta"]
+    theta[role] = other(theta[role], role)
+    written(scheme, LISTED)
+    assert not forms_are_right()
 
 
 def test_a_wrong_scale_of_attention_is_seen(written: Any) -> None:
