@@ -69,7 +69,12 @@ def scaled(
     cells = {c: v(ratios) * p.fold ** -moved[c] for c, v in chosen.rules[p.rule].cells() if c in SETTINGS}
     if p.depth != 1 and BRANCH in chosen.rules:
         cells = {c: v * getattr(chosen.rules[BRANCH], c)(ratios) for c, v in cells.items()}
-    if chosen.optimizer.by_shape and len(p.shape) == len(p.base_shape) == 2:
+    if chosen.optimizer.by_shape:
+        if len(p.base_shape) != 2:
+            raise OptimizerError(
+                f"{rule} has a factor of its own for {p.name}, and the plan does not hold its shape in the base",
+                todo="make the plan again, with this version",
+            )
         factor = BY_SHAPE[(settings or {}).get(chosen.optimizer.by_shape) or next(iter(BY_SHAPE))]
         grown = factor(*p.shape) / factor(*p.base_shape)
         cells |= {"lr": cells["lr"] / grown, "weight_decay": cells["weight_decay"] * grown}

@@ -75,6 +75,8 @@ class AssignRoles:
                         where=site.where,
                         todo="keep the head size fixed (grow='heads'), or pass strict=False to leave it as it is",
                     )
+        if reader.exponents["residual"] is not None and not reader.residuals:
+            notes.append(f"scheme {self.scheme} scales residual branches, and no residual stream was found")
         if unused:
             what = "frozen, as this example does not reach them" if self.unused else "never used by forward"
             notes.append(f"{what}: {', '.join(unused)}")
@@ -151,6 +153,8 @@ class _Reader:
         own = [sum(r.stream == i for r in self.residuals) for i in range(len(self.depths))]
         if self.absolute:
             self.depths = tuple(n / 2 for n in own)
+            return
+        if not own:
             return
         if depth is None:
             raise PlanError(

@@ -204,3 +204,9 @@ def test_a_constant_on_branches_counts() -> None:
         sites = autofit.analyze(deep, base=granite(2), scheme=scheme).plan.sites
         assert [s.multiplier for s in sites if s.kind == "residual"] == pytest.approx(expected)
         assert {s.present for s in sites if s.kind == "residual"} <= {-0.5}
+
+
+def test_without_residual_branches_a_scheme_of_depth_says_so() -> None:
+    plan = autofit.analyze(three(64), X, base=16, scheme="mup+completep").plan
+    assert any("no residual stream was found" in note for note in plan.notes)
+    assert {p.depth for p in plan.parameters.values()} == {1}
