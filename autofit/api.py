@@ -220,7 +220,7 @@ def analyze(
     recipe = find_recipe(model)
     dims = InferDims()(capture(model, example, recipe.scalars(model) if recipe else None))
     say("base")
-    growth, depth = _resolve(base, example, grow, strict, frozen, dims)
+    growth, depth = _resolve(base, example, grow, strict, frozen, dims, "residual" in rules.sites)
     if depth_ratio is not None and not optim.check_number("depth_ratio", depth_ratio):
         raise PlanError("depth_ratio is 0")
     say("roles")
@@ -233,6 +233,7 @@ def analyze(
             frozen=frozen,
             unused=unused,
             depth=depth if depth_ratio is None else float(depth_ratio),
+            branches=knobs.residual_branch != 1,
         )(growth)
     )
     say("plan")
@@ -376,8 +377,9 @@ def _resolve(
     strict: bool,
     frozen: Literal["keep", "plan"] | None,
     dims: Dims,
+    deep: bool,
 ) -> tuple[Growth, tuple[float, ...] | None]:
-    """Base sizes, and the number of branches on the base's residual streams if it tells."""
+    """Base sizes, and the number of branches on the base's residual streams if it tells, and ``deep`` asks for it."""
     if callable(base) and not isinstance(base, nn.Module):
         made = base()
         if not isinstance(made[0] if isinstance(made, tuple) and len(made) == 2 else made, nn.Module):
@@ -392,7 +394,7 @@ def _resolve(
         drawn = spreads(base) | (recipe.spreads(base) if recipe else {})
         scalars = recipe.scalars(base) if recipe else None
         second = BaseModel(InferDims()(capture(base, example, scalars)), {n: s.std for n, s in drawn.items()})
-        counts = Counter(r.stream for r in residuals(second.dims))
+        counts = Counter(r.stream for r in residuals(second.dims)) if deep else {}
         return ResolveBase(second, grow)(dims), tuple(float(counts[i]) for i in sorted(counts))
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))

@@ -34,6 +34,7 @@ class AssignRoles:
         frozen: ``keep`` leaves the scale of what parameters without gradient compute as it is.
         unused: ``freeze`` allows parameters that the example does not reach: they are not trained.
         depth: branches on each residual stream of the base, or the growth of their number, or ``None``: unknown.
+        branches: look for residual branches even where the scheme has no use for them.
     """
 
     scheme: str = "mup"
@@ -41,6 +42,7 @@ class AssignRoles:
     frozen: Literal["keep", "plan"] | None = None
     unused: Literal["freeze"] | None = None
     depth: tuple[float, ...] | float | None = None
+    branches: bool = False
 
     def __call__(self, growth: Growth) -> Roles:
         """Assign roles.
@@ -51,7 +53,7 @@ class AssignRoles:
                 with depth, and the base's is not known.
             BaseError: the base has other residual streams.
         """
-        reader = _Reader(growth, table(self.scheme))
+        reader = _Reader(growth, table(self.scheme), self.branches)
         reader.deepen(self.depth, self.scheme)
         notes = []
         parameters: dict[str, ParameterRole] = {}
@@ -114,7 +116,7 @@ def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
 
 
 class _Reader:
-    def __init__(self, growth: Growth, rules: Table) -> None:
+    def __init__(self, growth: Growth, rules: Table, branches: bool) -> None:
         self.growth, self.dims, self.axes = growth, growth.dims, growth.dims.axes
         self.absolute = rules.absolute
         table_row = rules.rules.get("embedding", rules.rules["input"])
@@ -128,7 +130,7 @@ class _Reader:
             ),
         }
         self.exponents = {kind: None if total is None else total.exponent(r) for kind, (total, r) in totals.items()}
-        self.residuals = residuals(growth.dims)
+        self.residuals = residuals(growth.dims) if branches or "residual" in rules.sites else ()
         self.depths: tuple[float, ...] = (1.0,) * (1 + max((r.stream for r in self.residuals), default=-1))
         self.branches: tuple[float, ...] = ()
         self.flow = Flow(growth.dims)
