@@ -28,6 +28,16 @@ NORMS = frozenset(
     f"aten.{n}" for n in "layer_norm rms_norm _fused_rms_norm group_norm batch_norm instance_norm rsqrt".split()
 )
 
+MULTILINEAR = (
+    frozenset(
+        f"aten.{n}"
+        for n in "linear matmul mm bmm mv dot addmm addmv addbmm baddbmm einsum tensordot bilinear convolution "
+        "_convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding mul "
+        "_grouped_mm grouped_mm".split()
+    )
+    | NORMS
+)
+"""Ops whose result is homogeneous of degree one in their weight and bias together."""
 LENGTHS = frozenset(f"aten.{n}" for n in "sqrt norm linalg_norm linalg_vector_norm".split())
 
 

@@ -67,6 +67,12 @@ class ScaleOutput:
     runs: tuple[tuple[int, int], ...] = ()
 
     def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor):
+            raise LoweringError(
+                f"{type(module).__name__} returns a {type(output).__name__}, and a tensor was to be multiplied by "
+                f"{self.factor:g}",
+                todo="put a module of its own around the tensor that goes on, as nn.Identity",
+            )
         return _scale(output, self.factor, self.runs)
 
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from autofit.dims import Use
 from autofit.errors import LoweringError, PlanError
-from autofit.flow import CASTS, STRUCTURAL, SUMS, Flow
+from autofit.flow import CASTS, MULTILINEAR, STRUCTURAL, SUMS, Flow
 from autofit.plan import Carrier
 from autofit.program import module_path, module_paths, op_name
 from autofit.roles import Roles, Site
@@ -110,6 +110,8 @@ def _keeps_lists(module: nn.Module | None) -> bool:
     return any(isinstance(item, nn.Parameter) for value in lists for item in value)
 
 
+GIVE_TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
+"""Modules of torch that return more than a tensor, which no hook can scale."""
 TURNS = frozenset(f"aten.{n}" for n in "transpose permute movedim swapaxes t mT".split())
 
 
@@ -201,6 +203,8 @@ class _Placer:
         module = module_path(node)
         owner = next((m for m in module_paths(node)[::-1] if m == module), "")
         if not owner or not isinstance(node.meta.get("val"), torch.Tensor):
+            return None
+        if isinstance(self.modules.get(owner), GIVE_TUPLES):
             return None
         readers = [u for u in node.users if "_assert" not in op_name(u)]
         if not readers or any(owner in module_paths(u) for u in readers):
@@ -328,6 +332,8 @@ class _Placer:
 
     def _runs(self, start: fx.Node, ends: set[tuple[fx.Node, fx.Node]]) -> tuple[set[int] | None, set[int] | None]:
         """Elements of the last axis of ``start`` that go to sites by their operands, and those that go elsewhere."""
+        if not isinstance(start.meta["val"], torch.Tensor):
+            return None, None
         shape = start.meta["val"].shape
         sites = {site for site, _ in ends}
         between = set().union(*(self._between(start, operand, site) for site, operand in ends))
@@ -391,7 +397,7 @@ class _Placer:
             mine, others = self._runs(end, {(site.node, path[0])})
             alone = mine is not None and others is not None and not others
             single = all(sum(v.parameter == u.parameter for v in self.dims.uses) == 1 for u in uses)
-            if uses and alone and single:
+            if uses and alone and single and op_name(end) in MULTILINEAR:
                 first, *rest = sorted(uses, key=lambda u: "in" not in u.kinds.values())
                 return Carrier("weight", first.parameter, (), tuple(u.parameter for u in rest))
         return None

@@ -150,3 +150,29 @@ def test_what_cannot_be_folded_is_refused() -> None:
         autofit.muify(Net(32), IDS, base=Net(8), form="folded", init="keep")
     with pytest.raises(autofit.PlanError, match="unknown form 'table7'"):
         autofit.analyze(Net(32), IDS, base=Net(8), form="table7")
+
+
+@pytest.mark.parametrize("added", ["parameter", "recurrent"])
+def test_only_what_a_value_is_homogeneous_in_takes_a_factor(added: str) -> None:
+    """A bias alone, or the weights of an LSTM, would change more than the scale: the other side takes it."""
+
+    class Attention(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.lstm = nn.Linear(5, width), nn.LSTM(width, width, batch_first=True)
+            self.w, self.b = nn.Parameter(torch.randn(width, width) / width**0.5), nn.Parameter(torch.randn(width))
+            self.k, self.head = nn.Linear(width, width), nn.Linear(width, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            q = x @ self.w + self.b if added == "parameter" else self.lstm(x)[0]
+            return self.head((q @ self.k(x).mT * x.shape[-1] ** -0.5).softmax(-1) @ x)
+
+    x, found = torch.randn(2, 6, 5), []
+    for form in ("table8", "folded"):
+        torch.manual_seed(0)
+        model = Attention(32)
+        mu = autofit.muify(model, x, base=Attention(8), form=form, unused="freeze")
+        assert all(s.carrier.path.startswith("k") for s in mu.plan.sites if s.kind == "attention")
+        found.append(model(x))
+    torch.testing.assert_close(*found)
