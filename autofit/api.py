@@ -25,7 +25,7 @@ from autofit.measure import spreads
 from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
 from autofit.passes.make_plan import MakePlan
-from autofit.passes.place_multipliers import PlaceMultipliers, multipliable, queries
+from autofit.passes.place_multipliers import PlaceMultipliers, folds, multipliable, queries
 from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
 from autofit.passes.tune import Tune
 from autofit.plan import Plan
@@ -170,6 +170,24 @@ class Analysis:
                 todo="init_ is for models on meta: build yours by autofit.deferred_init(factory), then muify it",
             )
         draw_all(self.recipe, self.model, self.plan, generator)
+
+    def bake(self) -> nn.Module:
+        """Move every multiplier into weights: a plain model that gives the same, without a trace of autofit.
+
+        For inference and for leaving: what is trained on from there has other learning rates (TP5 Lemma J.1), so this
+        analysis makes no optimizer for it any more. A tied readout's multiplier goes into the norm before it.
+
+        Returns:
+            The model.
+
+        Raises:
+            PlanError: nothing was applied.
+            LoweringError: a multiplier has no weight of its own, or the model is baked already; nothing was changed.
+        """
+        if not self.applied:
+            raise PlanError("analyze applies nothing", todo="call bake on what muify returned")
+        lowering.bake(self.model, self.plan, folds(self.roles))
+        return self.model
 
     def base(self) -> dict[str, float]:
         """Base size of every dimension that can grow, in elements; under a scheme of depth, its branches, too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autofit.errors import LoweringError
-from autofit.plan import ParameterPlan, Plan
+from autofit.plan import Fold, ParameterPlan, Plan
 from autofit.program import storage_key
 
 MARK = "_autofit"
@@ -225,6 +225,31 @@ def rescale(model: nn.Module, plan: Plan) -> None:
         by_storage[key] = p
         if p.device.type != "meta":
             draw(p, plan.parameters[name])
+
+
+@torch.no_grad()
+def bake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
+    """Multiply parameters by what stood in forward, and take all hooks and the mark off.
+
+    Raises:
+        LoweringError: not muified, or a parameter holds no values.
+    """
+    if MARK not in model.__dict__:
+        raise LoweringError("this model has no multipliers: it was not muified, or is baked already")
+    require_installed(model, plan)
+    own = [Fold(p.name, p.multiplier) for p in plan.multiplied().values()]
+    todo = [*folds, *own]
+    for fold in todo:
+        if model.get_parameter(fold.parameter).is_meta:
+            raise LoweringError(f"{fold.parameter} is on meta: it has no values to multiply")
+    frozen = model.__dict__[MARK].get("frozen", ())
+    uninstall(model)
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    for fold in todo:
+        p = model.get_parameter(fold.parameter)
+        for start, stop in fold.runs or ((0, p.shape[fold.axis] if p.ndim else 0),):
+            (p.narrow(fold.axis, start, stop - start) if p.ndim else p).mul_(fold.factor)
 
 
 @contextmanager

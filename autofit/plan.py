@@ -95,6 +95,23 @@ class Carrier:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A factor on a parameter, or on runs along one of its axes.
+
+    Attributes:
+        parameter: name.
+        factor: dimensionless.
+        axis: of the runs.
+        runs: half-open; empty for all of it.
+    """
+
+    parameter: str
+    factor: float
+    axis: int = 0
+    runs: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class SitePlan:
     """What one readout, attention or embedding site gets.
 

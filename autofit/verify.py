@@ -173,5 +173,5 @@ def verify_values(plan: Plan, after: Mapping[str, Spread]) -> None:
         if plan.parameters[name].zeros:
             continue  # of fewer values
         planned = (plan.parameters[name].init_std or 0.0) * plan.parameters[name].init_factor
-        if not math.isclose(spread.std, planned, rel_tol=5e-3, abs_tol=1e-12):
+        if not math.isclose(spread.std, planned, rel_tol=5e-3, abs_tol=1e-12 + 1e-6 * abs(spread.mean)):
             raise VerificationError(f"{name} has std {spread.std:g} instead of the planned {planned:g}")

@@ -13,7 +13,7 @@ from torch import fx, nn
 from autofit.dims import Use
 from autofit.errors import LoweringError, PlanError
 from autofit.flow import CASTS, MULTILINEAR, STRUCTURAL, SUMS, Flow
-from autofit.plan import Carrier
+from autofit.plan import Carrier, Fold
 from autofit.program import module_path, module_paths, op_name
 from autofit.roles import Roles, Site
 
@@ -41,6 +41,16 @@ class PlaceMultipliers:
             if site.multiplier != 1 and site.node not in placer.placed:
                 (placer.fold if site.kind in self.folds else placer.place)(site)
         return {node.name: carrier for node, carrier in placer.placed.items()}
+
+
+def folds(roles: Roles) -> tuple[Fold, ...]:
+    """For every multiplier of a site, the parameters that can take it in the place of forward.
+
+    Raises:
+        LoweringError: none can: they are used elsewhere, too, as a tied table is.
+    """
+    placer = _Placer(roles, {})
+    return tuple(fold for site in roles.sites if site.multiplier != 1 for fold in placer.into_parameters(site))
 
 
 def queries(roles: Roles) -> dict[str, tuple[int, tuple[tuple[int, int], ...]]]:
@@ -401,6 +411,43 @@ class _Placer:
                 first, *rest = sorted(uses, key=lambda u: "in" not in u.kinds.values())
                 return Carrier("weight", first.parameter, (), tuple(u.parameter for u in rest))
         return None
+
+    def into_parameters(self, site: Site) -> list[Fold]:
+        """A readout's own weight, or what gives the value upstream, or the runs of it that this site takes.
+
+        Raises:
+            LoweringError: all of these have other uses.
+        """
+        if site.kind == "readout" and sum(u.parameter == site.parameter for u in self.dims.uses) == 1:
+            return [Fold(site.parameter, site.multiplier)]
+        for path in site.paths:
+            found = self._into(path, (site.node, path[0]), site.multiplier)
+            if found:
+                return found
+        shared = f": {site.parameter} is tied or used elsewhere, too" if site.parameter else ""
+        raise LoweringError(
+            f"no weight can take the multiplier {site.multiplier:g} of this {site.kind}{shared}",
+            where=site.where,
+            todo="untie the readout, or put a norm with a gain before it; nothing was changed",
+        )
+
+    def _into(self, path: tuple[fx.Node, ...], end: tuple[fx.Node, fx.Node], factor: float) -> list[Fold]:
+        """The nearest parameters of a path, or of all terms of the sum that it comes from, that go to ``end`` alone."""
+        for node in path:
+            uses = self.at.get(node, [])
+            single = all(sum(v.parameter == u.parameter for v in self.dims.uses) == 1 for u in uses)
+            if not uses or not single or op_name(node) not in MULTILINEAR:
+                continue
+            mine, others = self._runs(node, {end})
+            if mine and others is not None and not mine & others:
+                runs = () if len(mine) == node.meta["val"].shape[-1] else _ranges(mine)
+                axes = [next((a for a, k in u.kinds.items() if k in ("out", "elementwise")), 0) for u in uses]
+                return [Fold(u.parameter, factor, a, runs) for u, a in zip(uses, axes, strict=True)]
+        terms = [n for n in path[-1].all_input_nodes if self._is_data(n)]
+        if op_name(path[-1]) not in ("aten.add", "aten.sub") or len(terms) < 2 or self.at.get(path[-1]):
+            return []
+        each = [self._into(self.flow.upstream(term).nodes, end, factor) for term in terms]
+        return [fold for part in each for fold in part] if all(each) else []
 
     def learned_scale(self, site: Site) -> Carrier | None:
         """A parameter that multiplies what this site gives and is used nowhere else, as a learned temperature is."""
