@@ -79,6 +79,8 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         constants=captured.constants | {n: known[name] for n, name in captured.unknown.items() if name in known},
         notes=tuple(notes),
         inferred=example.inferred,
+        buffers=captured.buffers,
+        tensors=captured.tensors,
     )
 
 
@@ -176,6 +178,12 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
             for s in specs
             if s.kind.name == "BUFFER" and (b := held.get(s.arg.name)) is not None
             if b.is_meta and b.numel() == 1 and b.is_floating_point()
+        },
+        buffers={s.arg.name: str(s.target) for s in specs if s.kind.name == "BUFFER"},
+        tensors={
+            s.arg.name: value
+            for s in specs
+            if s.kind.name == "CONSTANT_TENSOR" and isinstance(value := values.get(str(s.target)), torch.Tensor)
         },
     )
 

@@ -47,6 +47,8 @@ class Captured:
         constants: values of one-element tensors that the program holds, by node name.
         front_end: how the graph was obtained, in words for the report.
         unknown: one-element buffers on ``meta``, by node name.
+        buffers: name of the buffer behind a node, by node name.
+        tensors: what the program itself holds, by node name.
     """
 
     module: fx.GraphModule
@@ -55,6 +57,8 @@ class Captured:
     constants: dict[str, float]
     front_end: str
     unknown: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Program:
         constants: values of scalar tensors that the program holds, by node name.
         notes: remarks for the report.
         inferred: whether the example was made up, so that its sizes mean nothing.
+        buffers: name of the buffer behind a node, by node name.
+        tensors: what the program itself holds, by node name.
     """
 
     module: fx.GraphModule
@@ -82,6 +88,8 @@ class Program:
     constants: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     inferred: bool = False
+    buffers: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def recorded(self) -> bool:

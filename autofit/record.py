@@ -78,6 +78,14 @@ def record(model: nn.Module, example: Example, reason: str) -> Captured:
                 if id(tensor) not in parameters and tensor.numel() == 1 and tensor.is_floating_point()
             },
         },
+        buffers={
+            node.name: names[id(t)] for t, node in zip(held, placeholders, strict=False) if id(t) not in parameters
+        },
+        tensors={
+            node.name: value
+            for node in module.graph.nodes
+            if node.op == "get_attr" and isinstance(value := getattr(module, str(node.target), None), torch.Tensor)
+        },
         front_end=f"running it once, so that only the path which this example takes is seen ({reason})",
     )
 

@@ -1,0 +1,1 @@
+"""From a captured program back to modules: source that a person would keep."""

@@ -1,0 +1,205 @@
+"""The tree of module calls behind a flat graph, and the modules of torch that stand in it as they are."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from autofit.program import module_paths, op_name
+
+DROPPED = frozenset(f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range".split())
+"""Checks, which compute nothing."""
+LITERALS = (int, float, bool, str, type(None))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module.
+
+    Attributes:
+        path: of the module, ``""`` for the root.
+        key: tells calls of one module apart.
+        depth: number of modules around it.
+        items: what it runs itself, in order: nodes, and calls of other modules.
+        leaf: how torch's own module that this is would be made again, else ``None``.
+    """
+
+    path: str
+    key: str
+    depth: int
+    items: list[fx.Node | Call] = field(default_factory=list)
+    leaf: Leaf | None = None
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """All nodes, those of inner calls too."""
+        for item in self.items:
+            if isinstance(item, Call):
+                yield from item.nodes()
+            else:
+                yield item
+
+    def calls(self) -> Iterator[Call]:
+        """This call and all inside, outermost first; a module of torch has no inside."""
+        yield self
+        for item in self.items if self.leaf is None else ():
+            if isinstance(item, Call):
+                yield from item.calls()
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A module of torch, as a call of its class.
+
+    Attributes:
+        name: of the class in ``torch.nn``.
+        settings: arguments by name.
+        defaults: what they are by default.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Take out checks and what nothing reads; in place."""
+    for node in reversed(graph.nodes):
+        if node.op != "call_function" or node.users:
+            continue
+        target = node.target
+        schema = getattr(target, "_schema", None)
+        pure = schema is not None and not schema.is_mutable
+        if op_name(node) in DROPPED or pure or target is operator.getitem:
+            graph.erase_node(node)
+    graph.lint()
+
+
+def call_tree(graph: fx.Graph) -> Call:
+    """Put every node into the call of the module that ran it."""
+    root = Call("", "", 0)
+    open_calls = [root]
+    for node in graph.nodes:
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        keys = list(node.meta.get("nn_module_stack") or {})
+        paths = module_paths(node)
+        if node.op == "get_attr" or not keys:
+            open_calls[-1].items.append(node)
+            continue
+        inner = [(k, p) for k, p in zip(keys, paths, strict=True) if p != ""]
+        common = 0
+        while common < len(inner) and common + 1 < len(open_calls) and open_calls[common + 1].key == inner[common][0]:
+            common += 1
+        del open_calls[common + 1 :]
+        for key, path in inner[common:]:
+            call = Call(path, key, len(open_calls))
+            open_calls[-1].items.append(call)
+            open_calls.append(call)
+        open_calls[-1].items.append(node)
+    return root
+
+
+def constructor(module: nn.Module) -> Leaf | None:
+    """How a module of torch is made again from its attributes; ``None`` where these do not tell.
+
+    What is made so is compared with the module: the same parameters, and the same description of itself.
+    """
+    cls = type(module)
+    if getattr(nn, cls.__name__, None) is not cls or "forward" in vars(module):
+        return None
+    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    for name, parameter in constructor_arguments(cls).items():
+        if name.startswith("_"):
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(module, name):
+            return None
+        value = getattr(module, name)
+        if name == "bias" and not isinstance(value, bool):
+            value = value is not None
+        if isinstance(value, torch.Tensor | nn.Module) or not _literal(value):
+            return None
+        found[name] = _shortest(value)
+        if parameter.default is not parameter.empty:
+            defaults[name] = parameter.default
+    leaf = Leaf(cls.__name__, found, defaults)
+    return leaf if _alike(leaf, module) else None
+
+
+def constructor_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """What a module of torch is made with, by name."""
+    init = nn.RNNBase.__init__ if issubclass(cls, nn.RNNBase) else cls.__init__
+    listed = list(inspect.signature(init).parameters.items())[1:]
+    return {n: p for n, p in listed if n not in ("device", "dtype", "mode")}
+
+
+def _shortest(value: Any) -> Any:
+    """``(3, 3)`` as 3, which torch takes for every axis."""
+    if isinstance(value, tuple | list) and len(set(value)) == 1 and type(value[0]) is int:
+        return value[0]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _literal(value: Any) -> bool:
+    return isinstance(value, LITERALS) or (isinstance(value, tuple | list) and all(map(_literal, value)))
+
+
+def _alike(leaf: Leaf, module: nn.Module) -> bool:
+    try:
+        with torch.device("meta"):
+            again = getattr(nn, leaf.name)(**leaf.settings)
+    except Exception:
+        return False
+    own = {k: tuple(v.shape) for k, v in [*module.named_parameters(), *module.named_buffers()]}
+    made = {k: tuple(v.shape) for k, v in [*again.named_parameters(), *again.named_buffers()]}
+    return own == made and again.extra_repr() == module.extra_repr() and not list(module.children())
+
+
+def mark_leaves(root: Call, modules: Mapping[str, nn.Module], state: State) -> None:
+    """Tell which calls torch's own modules run by themselves, from one value to one value."""
+    for call in root.calls():
+        if call.path in modules and not any(isinstance(i, Call) for i in call.items):
+            call.leaf = _leaf(call, modules[call.path], state)
+
+
+def _leaf(call: Call, module: nn.Module, state: State) -> Leaf | None:
+    given = outputs(call)
+    if len(inputs(call, state)) != 1 or any(n.meta.keys() & {"multiplier", "scaled_by"} for n in call.nodes()):
+        return None
+    if isinstance(module, nn.RNNBase):
+        last = next((n for n in call.nodes() if op_name(n) in RECURRENT), None)
+        if last is None or any(n.target is not operator.getitem or n.args[0] is not last for n in given):
+            return None
+    elif len(given) != 1:
+        return None
+    return constructor(module)
+
+
+RECURRENT = frozenset(f"aten.{n}" for n in "lstm gru rnn_tanh rnn_relu".split())
+State = Mapping[fx.Node, tuple[str, ...]]
+"""Names of the parameter or buffer behind a placeholder."""
+
+
+def inputs(call: Call, state: State) -> list[fx.Node]:
+    """Values from outside that a call reads, in the order of their first use, but for what its own module holds."""
+    inside = set(call.nodes())
+    prefix = f"{call.path}." if call.path else ""
+    found: dict[fx.Node, None] = {}
+    for node in call.nodes():
+        for value in node.all_input_nodes:
+            own = any(name.startswith(prefix) for name in state.get(value, ()))
+            if value not in inside and not own:
+                found.setdefault(value)
+    return list(found)
+
+
+def outputs(call: Call) -> list[fx.Node]:
+    """Values of a call that are read outside, in order."""
+    inside = set(call.nodes())
+    return [n for n in call.nodes() if any(u not in inside for u in n.users)]

@@ -1,0 +1,266 @@
+"""A module's ``__init__``: what it holds, made again from the configuration."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from autofit.source.calls import constructor_arguments
+from autofit.source.classes import CONTAINERS, Class, Classes
+from autofit.source.names import identifier
+from autofit.source.numbers import Formula, number
+from autofit.source.ops import NoSourceError, call, parse
+
+
+def reach(classes: Classes, path: str, start: str = "") -> ast.expr:
+    """``self.layers[0].attention`` for a module below another."""
+    made: ast.expr = ast.Name("self")
+    at = start
+    relative = path[len(start) + 1 :] if start else path
+    for part in relative.split(".") if relative else ():
+        owner = classes.modules[at]
+        at = f"{at}.{part}" if at else part
+        made = member(made, owner, part)
+    return made
+
+
+def member(owner: ast.expr, module: nn.Module, name: str) -> ast.expr:
+    """A module in another: ``self.layers[0]``, ``self.norm``, or by its name where that is none in Python."""
+    if isinstance(module, nn.ModuleList | nn.Sequential) and name.isdigit():
+        return ast.Subscript(owner, ast.Constant(int(name)))
+    if isinstance(module, nn.ModuleDict):
+        return ast.Subscript(owner, ast.Constant(name))
+    return attribute(owner, name)
+
+
+def attribute(owner: ast.expr, name: str) -> ast.expr:
+    """An attribute by its name, whatever that is."""
+    return ast.Attribute(owner, name) if attribute_is_safe(name) else call("getattr", [owner, ast.Constant(name)])
+
+
+def attribute_is_safe(name: str) -> bool:
+    """Whether a name can be written behind a dot, and means the attribute there."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
+
+
+class Content:
+    """Writes one ``__init__``."""
+
+    def __init__(self, classes: Classes, of: Class, values: dict[str, torch.Tensor], stacks: dict[str, str]) -> None:
+        self.classes, self.of, self.values, self.stacks = classes, of, values, stacks
+        self.path = of.paths[0]
+        self.uses_config = False
+
+    def write(self) -> ast.FunctionDef:
+        """The method; forward's own numbers have to be known."""
+        body = [*self._held(ast.Name("self"), self.path, self.classes.modules[self.path], ())]
+        if self.path == "":
+            body += self._ties()
+        head: list[ast.stmt] = [ast.Expr(parse("super().__init__()"))]
+        read = {a for p, a in self.of.place.items() if p[0] == "op"}
+        head += [ast.parse(f"self.{a} = {a}").body[0] for a in self.of.arguments if a in read]
+        for name, formula in self.of.attributes.items():
+            head.append(ast.Assign([ast.Attribute(ast.Name("self"), name)], formula.to_ast(self._symbol), lineno=0))
+        self.of.configured |= self.uses_config
+        args = [ast.arg("self"), *([ast.arg("config", ast.Name("Config"))] if self.of.configured else [])]
+        for name, values in self.of.arguments.items():
+            args.append(ast.arg(name, ast.Name("int" if next(iter(values.values())).whole else "float")))
+        made = ast.arguments(posonlyargs=[], args=args, kwonlyargs=[], kw_defaults=[], defaults=[])
+        return ast.FunctionDef("__init__", made, [*head, *body], [], ast.Constant(None), type_params=[])
+
+    def _ties(self) -> Iterator[ast.stmt]:
+        """Parameters under several names."""
+        for p in self.classes.worlds.first.program.parameters:
+            for name in p.names[1:]:
+                owner, _, own = name.rpartition(".")
+                target, source = reach(self.classes, owner), reach(self.classes, p.names[0].rpartition(".")[0])
+                value = attribute(source, p.names[0].rpartition(".")[2])
+                yield self._assign(target, own, value, "register_parameter")
+
+    def formula(self, place: tuple[Any, ...], formula: Formula) -> ast.expr:
+        """A number of this class: an argument where modules differ, else a formula in the configuration."""
+        if place in self.of.place:
+            return ast.Name(self.of.place[place])
+        return formula.to_ast(self._symbol)
+
+    def _symbol(self, name: str) -> ast.expr:
+        if name.startswith("data"):
+            raise NoSourceError("a size of the data is built into a parameter")
+        self.uses_config = True
+        return parse(f"config.{identifier(name)}")
+
+    def _held(self, owner: ast.expr, path: str, module: nn.Module, above: tuple[str, ...]) -> Iterator[ast.stmt]:
+        for name, p in module._parameters.items():
+            if p is None:
+                yield self._register(owner, "register_parameter", name, ast.Constant(None))
+                continue
+            shape = [self.formula(("shape", above, name, a), self.classes.of_shape(path, name, a)) for a in range(p.dim())]
+            value = call("nn.Parameter", [call("torch.empty", shape if shape else [ast.Tuple([])])])
+            if not p.requires_grad:
+                value.keywords.append(ast.keyword("requires_grad", ast.Constant(False)))  # type: ignore[attr-defined]
+            yield self._assign(owner, name, value, "register_parameter")
+        for name, b in module._buffers.items():
+            if b is not None:
+                kept = name not in module._non_persistent_buffers_set
+                if kept or self._is_read(path, name):
+                    made = call(ast.Attribute(owner, "register_buffer"), [ast.Constant(name), self._buffer(path, name, b)])
+                    if not kept:
+                        made.keywords.append(ast.keyword("persistent", ast.Constant(False)))  # type: ignore[attr-defined]
+                    yield ast.Expr(made)
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from self._child(owner, f"{path}.{name}" if path else name, name, child, above)
+
+    def _is_read(self, path: str, name: str) -> bool:
+        full = f"{path}.{name}" if path else name
+        return any(full in names for node, names in self.classes.state.items() if node.users)
+
+    def _child(self, owner: ast.expr, path: str, name: str, child: nn.Module, above: tuple[str, ...]) -> Iterator[ast.stmt]:
+        made = self._made(path, child, (*above, name))
+        if made is not None:
+            if path in self.classes.calls or any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
+                yield self._assign(owner, name, made, "add_module")
+            return
+        if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
+            return
+        yield self._assign(owner, name, parse("nn.Module()"), "add_module")
+        inner = ast.Attribute(owner, name) if attribute_is_safe(name) else call("getattr", [owner, ast.Constant(name)])
+        yield from self._held(inner, path, child, (*above, name))
+
+    def _made(self, path: str, module: nn.Module, above: tuple[str, ...]) -> ast.expr | None:
+        """A module as an expression, if one makes it."""
+        known = self.classes.by_path.get(path)
+        if known is not None:
+            args: list[ast.expr] = [ast.Name("config")] if known.configured else []
+            self.uses_config |= known.configured
+            for argument, values in known.arguments.items():
+                args.append(self.formula(("argument", above, argument), values[path]))
+            return call(known.name, args)
+        leaf = self.classes.leaf(path)
+        if leaf is not None:
+            given: dict[str, ast.expr] = {}
+            for key, value in leaf.settings.items():
+                place = ("setting", above, key)
+                if value == leaf.defaults.get(key, _REQUIRED) and place not in self.of.place:
+                    continue
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    given[key] = self.formula(place, self.classes.of_setting(path, key))
+                else:
+                    given[key] = ast.parse(repr(value), mode="eval").body
+            return _call_of(type(module), given)
+        if isinstance(module, CONTAINERS):
+            parts = {n: self._made(f"{path}.{n}", m, (*above, n)) for n, m in module._modules.items() if m is not None}
+            if any(p is None for p in parts.values()):
+                return None
+            if isinstance(module, nn.ModuleDict):
+                return call("nn.ModuleDict", [ast.Dict([ast.Constant(n) for n in parts], list(parts.values()))])  # type: ignore[arg-type]
+            listed = self._list(path, [p for p in parts.values() if p is not None])
+            if type(module) is nn.ModuleList:
+                return call("nn.ModuleList", [listed])
+            if type(module) is nn.Sequential and list(parts) == [str(i) for i in range(len(parts))]:
+                return call("nn.Sequential", listed.elts if isinstance(listed, ast.List) else [ast.Starred(listed)])
+        return None
+
+    def _list(self, path: str, parts: list[ast.expr]) -> ast.expr:
+        """Equal modules as a comprehension, as long as the configuration says."""
+        texts = [ast.unparse(p) for p in parts]
+        runs: list[tuple[int, int]] = []
+        for i, text in enumerate(texts):
+            if runs and texts[runs[-1][0]] == text:
+                runs[-1] = runs[-1][0], i + 1
+            else:
+                runs.append((i, i + 1))
+        longest = max(runs, key=lambda r: r[1] - r[0], default=(0, 0))
+        if longest[1] - longest[0] < 2:
+            return ast.List(parts)
+        field = self.stacks.get(path)
+        made: list[ast.expr] = []
+        for a, b in runs:
+            if b - a == 1:
+                made.append(parts[a])
+                continue
+            count: ast.expr = ast.Constant(b - a)
+            if (a, b) == longest and field is not None:
+                rest = len(parts) - (b - a)
+                count = self._symbol(field)
+                count = ast.BinOp(count, ast.Sub(), ast.Constant(rest)) if rest else count
+            body = ast.comprehension(ast.Name("_"), call("range", [count]), [], 0)
+            made.append(ast.ListComp(parts[a], [body]))
+        if len(made) == 1:
+            return made[0]
+        return ast.List([ast.Starred(m) if isinstance(m, ast.ListComp) else m for m in made])
+
+    def _assign(self, owner: ast.expr, name: str, value: ast.expr, register: str) -> ast.stmt:
+        if attribute_is_safe(name) and not hasattr(nn.Module, name):
+            return ast.Assign([ast.Attribute(owner, name)], value, lineno=0)
+        return self._register(owner, register, name, value)
+
+    def _register(self, owner: ast.expr, register: str, name: str, value: ast.expr) -> ast.stmt:
+        return ast.Expr(call(ast.Attribute(owner, register), [ast.Constant(name), value]))
+
+    def _buffer(self, path: str, name: str, value: torch.Tensor) -> ast.expr:
+        full = f"{path}.{name}" if path else name
+        shape = [self.formula(("buffer", name, a), self.classes.of_shape(path, name, a)) for a in range(value.dim())]
+        found = buffer(self.values.get(full, value), shape)
+        if found is None:
+            raise NoSourceError(f"how the buffer {full} comes about is not known")
+        return found
+
+
+_REQUIRED = object()
+
+
+def _call_of(cls: type[nn.Module], settings: dict[str, ast.expr]) -> ast.expr:
+    """A module of torch: its first arguments by position."""
+    positional: list[ast.expr] = []
+    for name, parameter in constructor_arguments(cls).items():
+        if name not in settings or (parameter.default is not parameter.empty and positional):
+            break
+        positional.append(settings.pop(name))
+    return call(f"nn.{cls.__name__}", positional, settings)
+
+
+def buffer(value: torch.Tensor, shape: list[ast.expr]) -> ast.expr | None:
+    """An expression for the values of a buffer, checked against them bit for bit; ``None`` where none is known."""
+    if value.is_meta:
+        return None
+    dims: list[ast.expr] = [ast.Tuple([])] if not shape else shape
+    dtype = {} if value.dtype == torch.float32 else {"dtype": parse(str(value.dtype))}
+    if value.numel() and bool((value == value.flatten()[0]).all()):
+        first = value.flatten()[0].item()
+        if first in (0, 1):
+            return call(f"torch.{'zeros' if first == 0 else 'ones'}", dims, dict(dtype))
+        return call("torch.full", [ast.Tuple(shape), number(first)], dict(dtype))
+    if value.dim() and value.dtype == torch.int64:
+        steps = torch.arange(value.shape[-1])
+        if torch.equal(value, steps.expand_as(value)):
+            plain = call("torch.arange", [shape[-1]])
+            return plain if value.dim() == 1 else call(ast.Attribute(plain, "expand"), shape)
+    if value.dim() >= 2 and value.dtype == torch.bool and value.shape[-1] == value.shape[-2]:
+        n = value.shape[-1]
+        if torch.equal(value, torch.ones(n, n, dtype=torch.bool).tril().expand_as(value)):
+            return parse("torch.ones(*_s, dtype=torch.bool).tril()", _s=ast.Tuple(shape))
+    if value.dim() == 1 and value.dtype == torch.float32 and len(value) > 1:
+        n = 2 * len(value)
+        guess = float(value[1] / value[0]) ** (-n / 2)
+        for theta in {round(guess), float(f"{guess:.3g}"), float(f"{guess:.2g}"), float(f"{guess:.1g}")}:
+            if theta > 0 and torch.equal(value, 1.0 / (float(theta) ** (torch.arange(0, n, 2).float() / n))):
+                size = ast.BinOp(ast.Constant(2), ast.Mult(), shape[0])
+                return parse("1.0 / _t ** (torch.arange(0, _n, 2).float() / _n)", _t=number(float(theta)), _n=_twice(shape[0], size))
+    if value.numel() <= 64:
+        made = call("torch.tensor", [ast.parse(repr(value.tolist()), mode="eval").body])
+        return ast.Call(made.func, made.args, [ast.keyword(k, v) for k, v in dtype.items()])  # type: ignore[attr-defined]
+    return None
+
+
+def _twice(half: ast.expr, size: ast.expr) -> ast.expr:
+    """``n`` where a half is ``n // 2``."""
+    if isinstance(half, ast.BinOp) and isinstance(half.op, ast.FloorDiv) and ast.unparse(half.right) == "2":
+        return half.left
+    return size
+

@@ -1,0 +1,583 @@
+"""A module's forward as statements, with the variables of the original."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+
+from autofit.program import op_name
+from autofit.source.calls import Call, inputs, outputs
+from autofit.source.classes import Class, Classes, literals, of_data
+from autofit.source.content import attribute, reach
+from autofit.source.names import arguments, distinct, identifier, statement
+from autofit.source.numbers import Formula, Term
+from autofit.source.ops import NoSourceError, Path, Scope, Writer, call, name_of, parse
+
+RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())
+LONGEST = 110
+
+
+class UnreadableError(Exception):
+    """A size that nothing in scope has."""
+
+
+@dataclass(eq=False)
+class Step:
+    """Something that a forward runs: an op, a call, several calls in a loop, or the return.
+
+    Attributes:
+        items: what it runs; several are a loop.
+        results: values that it makes and that are read after it.
+        reads: values that it reads, each as often as it does.
+        place: statement of the original.
+        names: what the original calls the results.
+        carried: what a loop begins with.
+        sizes: values whose sizes it needs.
+        measures: these, with the axis.
+        into: the step that it is an expression in, if it has no statement of its own.
+    """
+
+    items: tuple[fx.Node | Call, ...]
+    results: tuple[fx.Node, ...]
+    reads: tuple[fx.Node, ...]
+    place: object = None
+    names: tuple[str, ...] = ()
+    carried: tuple[fx.Node, ...] = ()
+    sizes: tuple[fx.Node, ...] = ()
+    measures: tuple[tuple[fx.Node, int], ...] = ()
+    into: Step | None = None
+
+
+class Forward:
+    """Writes one method."""
+
+    def __init__(
+        self,
+        classes: Classes,
+        of: Class,
+        program: Call,
+        index: int,
+        wanted: list[fx.Node] | None = None,
+        given: tuple[str, ...] | None = None,
+    ) -> None:
+        """For one method.
+
+        Args:
+            classes: all classes.
+            of: the class.
+            program: a call of the method.
+            index: its number among the class's.
+            wanted: values that it returns; those that are read outside if ``None``.
+            given: names of its arguments; like the original's if ``None``.
+        """
+        self.classes, self.of, self.program, self.index = classes, of, program, index
+        self.state = classes.state
+        self.inputs = inputs(program, self.state)
+        self.returned = outputs(program) if wanted is None else wanted
+        self.bound: dict[str, fx.Node] = {}
+        self.written: list[str] = []
+        self.writer = Writer(Scope(self.operand, self.literal, self.dtype, self.device))
+        self.steps = self._steps()
+        self.measured: dict[tuple[Any, ...], tuple[fx.Node, int]] = {}
+        self._find_sizes()
+        self.names = self._argument_names(given)
+        self.wish = dict(zip(self.inputs, self.names, strict=True))
+        self._name_results()
+        self._inline()
+        self.inner = {s.results[0]: s for s in self.steps if s.into is not None}
+        self.last_use: dict[fx.Node, int] = {}
+        places = {id(s): i for i, s in enumerate(self.steps)}
+        for step in self.steps:
+            for n in (*step.reads, *step.sizes):
+                self.last_use[n] = max(self.last_use.get(n, -1), places[id(self._end(step))])
+        self.at = 0
+        self.unpacked = self._unpacked()
+
+    def write(self, name: str) -> ast.FunctionDef:
+        """The method."""
+        self.bound |= dict(zip(self.names, self.inputs, strict=True))
+        body: list[ast.stmt] = []
+        for i, step in enumerate(self.steps):
+            self.at = i
+            if step.into is None:
+                body += self._statements(step)
+        args = [ast.arg("self"), *map(ast.arg, self.names)]
+        made = ast.arguments(posonlyargs=[], args=args, kwonlyargs=[], kw_defaults=[], defaults=[])
+        return ast.FunctionDef(name, made, [*self._sizes_first(), *body], [], type_params=[])
+
+    def _argument_names(self, given: tuple[str, ...] | None) -> list[str]:
+        own = arguments(self.classes.modules[self.program.path])
+        names: list[str] = []
+        for i, node in enumerate(self.inputs):
+            wish = given[i] if given is not None else own[0] if i == 0 and own else self._wish(node)
+            names.append(distinct(identifier(wish), names))
+        return names
+
+    def _sizes_first(self) -> Iterator[ast.stmt]:
+        """``batch, length = x.shape[:2]`` for sizes that are read more than once."""
+        for node, axes in self.unpacked.items():
+            name = self.names[self.inputs.index(node)]
+            last = max(axes)
+            targets = [ast.Name(axes.get(i, "_")) for i in range(last + 1)]
+            shape: ast.expr = ast.Attribute(ast.Name(name), "shape")
+            if len(targets) == 1:
+                yield ast.Assign([targets[0]], ast.Subscript(shape, ast.Constant(last)), lineno=0)
+                continue
+            if last + 1 < node.meta["val"].dim():
+                shape = ast.Subscript(shape, ast.Slice(None, ast.Constant(last + 1)))
+            yield ast.Assign([ast.Tuple(targets)], shape, lineno=0)
+
+    def _wish(self, node: fx.Node) -> str:
+        if node.op == "placeholder":
+            names = self.state.get(node)
+            return names[0].rpartition(".")[2] if names else str(node.target)
+        depth = len(node.meta.get("nn_module_stack") or {}) - 1
+        for d in range(min(depth, self.program.depth - 1), -1, -1):
+            found = statement(node, d)
+            if found and len(found.targets) == 1 and found.targets[0] != "_":
+                return found.targets[0]
+        return name_of(node)
+
+    # what there is to write
+
+    def _steps(self) -> list[Step]:
+        made: list[Step] = []
+        items = self.program.items
+        skipped: set[fx.Node] = set()
+        at = 0
+        while at < len(items):
+            item = items[at]
+            run = self._loop(at) if isinstance(item, Call) else 1
+            if run > 1:
+                made.append(self._loop_step(items[at : at + run]))  # type: ignore[arg-type]
+            elif isinstance(item, Call):
+                made.append(self._call_step(item))
+            elif item not in skipped:
+                step = self._node_step(item, skipped)
+                if step is not None:
+                    made.append(step)
+            at += run
+        made.append(Step((), (), tuple(self.returned), "return"))
+        return made
+
+    def _node_step(self, node: fx.Node, skipped: set[fx.Node]) -> Step | None:
+        reads = tuple(_reads(node))
+        found = statement(node, self.program.depth)
+        values = node.meta.get("val")
+        users = list(node.users)
+        results: tuple[fx.Node, ...] = (node,)
+        if isinstance(values, tuple | list) and users and all(u.target is operator.getitem for u in users):
+            numbers = [u.args[1] for u in users]
+            if len(users) > 1 and len(set(map(str, numbers))) == len(numbers):
+                by_number = {u.args[1]: u for u in users}
+                results = tuple(by_number.get(i, node) for i in range(len(values)))
+                skipped |= set(users)
+        return Step((node,), results, reads, found.place if found else None, found.targets if found else ())
+
+    def _call_step(self, item: Call) -> Step:
+        first = next(item.nodes())
+        found = statement(first, self.program.depth)
+        reads = tuple(inputs(item, self.state))
+        return Step((item,), tuple(outputs(item)), reads, found.place if found else None, found.targets if found else ())
+
+    def _loop(self, at: int) -> int:
+        """How many calls from here on are a loop over a list of modules, each on what the one before it gave."""
+        items = self.program.items
+        first = items[at]
+        assert isinstance(first, Call)
+        owner, _, number = first.path.rpartition(".")
+        if not number.isdigit():
+            return 1
+        run = 1
+        while at + run < len(items):
+            item, before = items[at + run], items[at + run - 1]
+            if not isinstance(item, Call) or not isinstance(before, Call):
+                break
+            if item.path != f"{owner}.{int(number) + run}" or not self._alike(first, item):
+                break
+            if not self._carries(before, item, first if run > 1 else None):
+                break
+            run += 1
+        if run > 1 and not self._closed(items[at : at + run]):  # type: ignore[arg-type]
+            return 1
+        return run
+
+    def _alike(self, a: Call, b: Call) -> bool:
+        known = self.classes.by_path
+        if a.path in known and known[a.path] is known.get(b.path):
+            return self.classes.method(a) == self.classes.method(b)
+        return a.path not in known and b.path not in known and a.leaf is not None and b.leaf is not None
+
+    def _carries(self, before: Call, item: Call, first: Call | None) -> bool:
+        """Whether a call reads what the one before it gave, and else what that one read, at the same places."""
+        old, new, made = inputs(before, self.state), inputs(item, self.state), outputs(before)
+        if len(old) != len(new) or not made:
+            return False
+        changed = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
+        return bool(changed) and all(b in made for _, b in changed)
+
+    def _closed(self, run: list[Call]) -> bool:
+        """Whether only the last call's values are read after a loop, and places are carried alike all along."""
+        inside = {n for c in run for n in c.nodes()}
+        patterns = set()
+        for before, item in zip(run, run[1:], strict=False):
+            made = outputs(before)
+            old, new = inputs(before, self.state), inputs(item, self.state)
+            patterns.add(tuple(made.index(b) if a is not b else None for a, b in zip(old, new, strict=True)))
+            if any(u not in inside for n in made for u in n.users):
+                return False
+        return len(patterns) == 1 and len({len(outputs(c)) for c in run}) == 1
+
+    def _loop_step(self, run: list[Call]) -> Step:
+        step = self._call_step(run[0])
+        old, new, made = inputs(run[0], self.state), inputs(run[1], self.state), outputs(run[0])
+        carried = tuple(a for a, b in zip(old, new, strict=True) if a is not b)
+        order = [made.index(b) for a, b in zip(old, new, strict=True) if a is not b]
+        last = outputs(run[-1])
+        names = step.names if len(step.names) == len(last) else ()
+        result = Step(tuple(run), tuple(last[i] for i in order), step.reads, None, names, carried)
+        result.place = ("loop", run[0].path)
+        return result
+
+    def _find_sizes(self) -> None:
+        """For every size of the data that an op is told, a value that has it: an argument, or what is made before."""
+        known = list(self.inputs)
+        for step in self.steps:
+            for item in step.items:
+                if isinstance(item, fx.Node):
+                    for where, value in literals(item):
+                        formula = self.classes.of_literal(item, where)
+                        if of_data(formula):
+                            self._find_size(step, formula, known)
+            known += [n for n in step.results if n.op != "placeholder"]
+
+    def _find_size(self, step: Step, formula: Formula, known: list[fx.Node]) -> None:
+        symbols = self.classes.solver.symbols
+        wanted = [self.classes.vector(formula), *(symbols[s] for s in formula.symbols if s.startswith("data"))]
+        for i, vector in enumerate(wanted):
+            found = self.measured.get(vector) or self.classes.axis_of(vector, known)
+            if found is not None:
+                self.measured[vector] = found
+                step.sizes = (*step.sizes, found[0])
+                step.measures = (*step.measures, found)
+                if i == 0:
+                    return
+
+    def _unpacked(self) -> dict[fx.Node, dict[int, str]]:
+        """Names for sizes of arguments that are read more than once."""
+        counts = Counter(m for s in self.steps for m in s.measures if m[0] in self.inputs)
+        found: dict[fx.Node, dict[int, str]] = {}
+        taken = {*self.names, *(n for s in self.steps for n in s.names)}
+        for (node, axis), count in counts.items():
+            if count > 1:
+                rank = node.meta["val"].dim()
+                wish = ["batch", "length", "size"][min(axis, 2)] if rank < 4 else ["batch", "channels", "height", "width"][min(axis, 3)]
+                name = distinct(wish, taken)
+                taken.add(name)
+                found.setdefault(node, {})[axis] = name
+        return found
+
+    def _name_results(self) -> None:
+        """What the original calls the values that a statement of it makes, and others read."""
+        places: dict[object, list[Step]] = {}
+        for step in self.steps:
+            if step.place is not None and step.names:
+                places.setdefault(step.place, []).append(step)
+        readers: dict[fx.Node, set[object]] = {}
+        for step in self.steps:
+            for n in step.reads:
+                readers.setdefault(n, set()).add(step.place)
+        for place, steps in places.items():
+            made = [r for s in steps for r in s.results if readers.get(r, set()) - {place}]
+            names = steps[0].names
+            if len(made) == len(names):
+                self.wish |= dict(zip(made, names, strict=True))
+            elif len(names) == 1:
+                self.wish |= dict.fromkeys(made, names[0])
+            elif len(made) == 1:
+                self.wish[made[0]] = names[0]
+
+    # which values get a name
+
+    def _inline(self) -> None:
+        """Values that are read once, in the same statement of the original, stay inside it."""
+        readers: dict[fx.Node, list[Step]] = {}
+        for step in self.steps:
+            for n in (*step.reads, *step.sizes):
+                readers.setdefault(n, []).append(step)
+        for i in range(len(self.steps) - 1, -1, -1):
+            step = self.steps[i]
+            if len(step.results) != 1 or len(step.items) != 1:
+                continue
+            reader = readers.get(step.results[0], [])
+            if len(reader) != 1 or len(reader[0].items) > 1:
+                continue
+            target = reader[0]
+            at = self.steps.index(target)
+            between = self.steps[i + 1 : at]
+            if any(self._end(b) is not self._end(target) for b in between):
+                continue
+            if self._together(step, target):
+                step.into = target
+
+    def _live(self, step: Step) -> Iterator[fx.Node]:
+        """Values that are read both before a step's own is made and after that."""
+        at = self.steps.index(step)
+        for n in dict.fromkeys(n for s in self.steps[at + 1 :] for n in (*s.reads, *s.sizes)):
+            if n in self.inputs or any(n in s.results for s in self.steps[:at]):
+                yield n
+
+    def _end(self, step: Step) -> Step:
+        while step.into is not None:
+            step = step.into
+        return step
+
+    def _together(self, step: Step, target: Step) -> bool:
+        if target.place == "return" or (step.place is not None and step.place == target.place):
+            return True
+        if self.wish.get(step.results[0]) in {self.wish.get(n) for n in self._live(step)}:
+            return True  # the original's name is still needed for another value
+        item = step.items[0]
+        return isinstance(item, fx.Node) and (op_name(item) in SMALL or bool(item.meta.get("multiplier")))
+
+    # statements
+
+    def _statements(self, step: Step) -> Iterator[ast.stmt]:
+        if step.place == "return":
+            values = [self.operand(n) for n in self.returned]
+            yield ast.Return(values[0] if len(values) == 1 else ast.Tuple(values))
+        elif len(step.items) > 1:
+            yield from self._loop_statements(step)
+        else:
+            value = self._expression(step)
+            names = self._bind(step)
+            if not names:
+                yield ast.Expr(value)
+                return
+            targets: list[ast.expr] = [ast.Name(n) for n in names]
+            yield ast.Assign([targets[0] if len(targets) == 1 else ast.Tuple(targets)], value, lineno=0)
+
+    def _bind(self, step: Step) -> list[str]:
+        """Names for the results of a step; a name whose value is not read any more is taken again."""
+        item = step.items[0]
+        made: list[str] = []
+        for node in step.results:
+            if node in step.items and len(step.results) > 1:
+                made.append("_")
+                continue
+            wish = self.wish.get(node, "_")
+            if wish == "_":
+                wish = item.path.rpartition(".")[2] if isinstance(item, Call) else NAMES.get(name_of(item), name_of(item))
+                wish = f"{wish}_output" if isinstance(item, Call) and not wish.isdigit() else wish
+            name = identifier(wish, "x")
+            name = distinct(name, [*self._busy(), *made])
+            made.append(name)
+        for name, node in zip(made, step.results, strict=True):
+            if name != "_":
+                self.bound[name] = node
+        return made
+
+    def _busy(self) -> list[str]:
+        """Names whose values are read later, and those of sizes."""
+        sizes = [n for axes in self.unpacked.values() for n in axes.values()]
+        return [*sizes, *(n for n, v in self.bound.items() if self.last_use.get(v, -1) > self.at)]
+
+    def _loop_statements(self, step: Step) -> Iterator[ast.stmt]:
+        run = step.items
+        first = run[0]
+        assert isinstance(first, Call)
+        start = [self.operand(n) for n in step.carried]
+        invariant = {id(n) for n in step.carried}
+        arguments_ = list(inputs(first, self.state))
+        fixed = {n: self.operand(n) for n in arguments_ if id(n) not in invariant}
+        names = self._bind(step)
+        for name, value in zip(names, start, strict=True):
+            if not (isinstance(value, ast.Name) and value.id == name):
+                yield ast.Assign([ast.Name(name)], value, lineno=0)
+        by_node = dict(zip(step.carried, names, strict=True))
+        args = [ast.Name(by_node[n]) if n in by_node else fixed[n] for n in arguments_]
+        owner, _, number = first.path.rpartition(".")
+        container = self._module(owner)
+        total = len(self.classes.modules[owner])  # type: ignore[arg-type]
+        begin, end = int(number), int(number) + len(run)
+        if (begin, end) != (0, total):
+            lower = ast.Constant(begin) if begin else None
+            upper = ast.Constant(end) if end != total else None
+            container = ast.Subscript(container, ast.Slice(lower, upper))
+        variable = distinct(_singular(owner.rpartition(".")[2]), self.bound)
+        called: ast.expr = ast.Name(variable)
+        known = self.classes.by_path.get(first.path)
+        if known is not None and (method := self.classes.method(first)) != "forward":
+            called = ast.Attribute(called, method)
+        made = outputs(run[-1])  # type: ignore[arg-type]
+        targets: list[ast.expr] = [ast.Name(names[step.results.index(n)]) if n in step.results else ast.Name("_") for n in made]
+        body = ast.Assign([targets[0] if len(targets) == 1 else ast.Tuple(targets)], call(called, args), lineno=0)
+        yield ast.For(ast.Name(variable), container, [body], [], lineno=0)
+
+    # expressions
+
+    def _expression(self, step: Step) -> ast.expr:
+        item = step.items[0]
+        if isinstance(item, Call):
+            return self._call(item, step)
+        if (multiplier := item.meta.get("multiplier")) is not None:
+            value = self.operand(item.args[0])  # type: ignore[arg-type]
+            return ast.BinOp(value, ast.Mult(), parse(f"self.config.{multiplier}"))
+        made = self.writer(item)
+        if self.writer.fallback:
+            self.written.append(op_name(item))
+        if (scaled := item.meta.get("scaled_by")) is not None:
+            assert isinstance(made, ast.Call)
+            self._scale(item, made, scaled)
+        return made
+
+    def _scale(self, node: fx.Node, made: ast.Call, multiplier: str) -> None:
+        given = next((k for k in made.keywords if k.arg in ("scale", "alpha")), None)
+        factor = parse(f"self.config.{multiplier}")
+        if given is not None:
+            given.value = ast.BinOp(given.value, ast.Mult(), factor)
+        elif "scaled_dot" in op_name(node):
+            query: Any = node.args[0]
+            size = ast.BinOp(ast.Subscript(ast.Attribute(self.operand(query), "shape"), parse("-1")), ast.Pow(), parse("-0.5"))
+            made.keywords.append(ast.keyword("scale", ast.BinOp(size, ast.Mult(), factor)))
+        else:
+            made.keywords.append(ast.keyword("alpha", factor))
+
+    def _call(self, item: Call, step: Step) -> ast.expr:
+        args = [self.operand(n) for n in inputs(item, self.state)]
+        target = self._module(item.path)
+        known = self.classes.by_path.get(item.path)
+        if known is not None:
+            method = self.classes.method(item)
+            return call(target if method == "forward" else ast.Attribute(target, method), args)
+        made = call(target, args)
+        module = self.classes.modules[item.path]
+        if isinstance(module, torch.nn.RNNBase):
+            step.results = (step.results[0],) if step.results else ()
+            made = ast.Subscript(made, ast.Constant(0))
+        return made
+
+    def _module(self, path: str) -> ast.expr:
+        return reach(self.classes, path, self.program.path)
+
+    def operand(self, node: fx.Node) -> ast.expr:
+        """A value: its name, its expression where it is inside this statement, or the parameter."""
+        if node in self.inner:
+            return self._expression(self.inner[node])
+        local = self.classes.local_name(node, self.program.path)
+        if local is not None and not any(v is node for v in self.bound.values()):
+            owner, _, name = local.rpartition(".")
+            path = ".".join(p for p in (self.program.path, owner) if p)
+            return attribute(self._module(path), name)
+        for name, value in reversed(self.bound.items()):
+            if value is node:
+                return ast.Name(name)
+        tensor = self.classes.worlds.first.program.tensors.get(node.name)
+        if tensor is not None and tensor.numel() <= 64:
+            made = call("torch.tensor", [ast.parse(repr(tensor.tolist()), mode="eval").body])
+            return call(made.func, made.args, {"dtype": parse(str(tensor.dtype)), "device": self.device()})  # type: ignore[attr-defined]
+        raise NoSourceError(f"the value of {node.name} is not known here")
+
+    def literal(self, node: fx.Node, where: Path, value: Any) -> ast.expr:
+        """A number or truth value of an op."""
+        if isinstance(value, bool):
+            return self._flag(node, where, value)
+        place = ("op", self.index, self.program.items.index(node), op_name(node).split(".")[-1], where)
+        if place in self.of.place:
+            return parse(f"self.{self.of.place[place]}")
+        formula = self.classes.of_literal(node, where)
+        if isinstance(value, float) and value in (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max):
+            end = "min" if value < 0 else "max"
+            return parse(f"torch.finfo(_x).{end}", _x=self.dtype(node, where, torch.float32))
+        return self.formula(formula)
+
+    def formula(self, formula: Formula) -> ast.expr:
+        """A formula in sizes of values in scope and of the configuration."""
+        if of_data(formula):
+            direct = self._size(self.classes.vector(formula))
+            if direct is not None:
+                return direct
+        if formula.symbols and not of_data(formula) and formula.in_eval is None:
+            return ast.Attribute(ast.Name("self"), self.classes.attribute_for(self.of, formula))
+        return formula.to_ast(self.symbol)
+
+    def symbol(self, name: str) -> ast.expr:
+        """A size by its symbol."""
+        if not name.startswith("data"):
+            one = Formula((Term(Fraction(1), ((name, Fraction(1)),)),), True)
+            return ast.Attribute(ast.Name("self"), self.classes.attribute_for(self.of, one))
+        found = self._size(self.classes.solver.symbols[name])
+        if found is None:
+            raise UnreadableError(name)
+        return found
+
+    def _size(self, vector: tuple[Any, ...]) -> ast.expr | None:
+        """The axis of a value in scope that has this size in all captures."""
+        if vector not in self.measured:
+            return None
+        node, axis = self.measured[vector]
+        if axis in self.unpacked.get(node, {}):
+            return ast.Name(self.unpacked[node][axis])
+        return ast.Subscript(ast.Attribute(self.operand(node), "shape"), ast.Constant(axis))
+
+    def _flag(self, node: fx.Node, where: Path, value: bool) -> ast.expr:
+        ev = self.classes.worlds.evaluation
+        if ev is not None and node in ev.at:
+            other: Any = ev.at[node].args if where[0] == "args" else ev.at[node].kwargs
+            for key in where[1:]:
+                other = other[key]
+            if value and other is False:
+                return parse("self.training")
+        return ast.Constant(value)
+
+    def dtype(self, node: fx.Node, where: Path, value: torch.dtype) -> ast.expr:
+        """A dtype: as it is, or that of a value in scope where it follows the model's."""
+        half = self.classes.worlds.half
+        if half is None or node not in half.at or not value.is_floating_point:
+            return parse(str(value))
+        other: Any = half.at[node].args if where[0] == "args" else half.at[node].kwargs
+        for key in where[1:]:
+            other = other[key]
+        if other == value or not isinstance(other, torch.dtype):
+            return parse(str(value))
+        for name, bound in self.bound.items():
+            mine, theirs = bound.meta.get("val"), half.at[bound].meta.get("val") if bound in half.at else None
+            if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor) and (mine.dtype, theirs.dtype) == (value, other):
+                return ast.Attribute(ast.Name(name), "dtype")
+        return ast.Attribute(self._some_state(), "dtype")
+
+    def device(self) -> ast.expr:
+        """A device that tensors here are on."""
+        for name, node in self.bound.items():
+            if isinstance(node.meta.get("val"), torch.Tensor):
+                return ast.Attribute(ast.Name(name), "device")
+        return ast.Attribute(self._some_state(), "device")
+
+    def _some_state(self) -> ast.expr:
+        return parse("next(self.parameters())")
+
+
+NAMES = {"scaled_dot_product_attention": "attended", "getitem": "part", "linear": "projected", "view": "x", "reshape": "x"}
+SMALL = frozenset(f"aten.{n}" for n in "unsqueeze arange".split())
+
+
+def _reads(node: fx.Node) -> Iterator[fx.Node]:
+    """Values that an op reads, each as often as it does."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n))
+    return iter(found)
+
+
+def _singular(name: str) -> str:
+    name = identifier(name, "block")
+    if name.endswith("ies"):
+        return name[:-3] + "y"
+    return name[:-1] if name.endswith("s") and len(name) > 2 else "block" if len(name) < 3 else f"each_{name}"

@@ -1,0 +1,211 @@
+"""Numbers of a program as formulas in its sizes, found from what they are in several programs."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+
+Vector = tuple[float | int | None, ...]
+"""A number in each of several programs; ``None`` where it is not known."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """``factor * prod(symbol ** power)``."""
+
+    factor: Fraction | float
+    powers: tuple[tuple[str, Fraction], ...] = ()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A sum of products of powers of sizes.
+
+    Attributes:
+        terms: what is added.
+        whole: whether the number is an integer.
+        eval: what it is in eval mode, where that differs from training.
+    """
+
+    terms: tuple[Term, ...]
+    whole: bool
+    in_eval: float | int | bool | None = None
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Sizes that it depends on."""
+        return tuple(dict.fromkeys(name for t in self.terms for name, _ in t.powers))
+
+    def to_ast(self, symbol: Callable[[str], ast.expr]) -> ast.expr:
+        """Python for it: ``4 * n``, ``n // h``, ``(n // h) ** -0.5``."""
+        parts = [self._term(t, symbol) for t in self.terms]
+        made = parts[0]
+        for term, part in zip(self.terms[1:], parts[1:], strict=True):
+            if term.factor < 0:
+                made = ast.BinOp(made, ast.Sub(), self._term(Term(-term.factor, term.powers), symbol))
+            else:
+                made = ast.BinOp(made, ast.Add(), part)
+        if self.in_eval is not None:
+            test = ast.Attribute(ast.Name("self"), "training")
+            if self.in_eval is False and self.terms == (Term(Fraction(1)),):
+                return test
+            return ast.IfExp(test, made, ast.Constant(self.in_eval))
+        return made
+
+    def _term(self, term: Term, symbol: Callable[[str], ast.expr]) -> ast.expr:
+        if not term.powers:
+            value = term.factor
+            return number(int(value) if self.whole or isinstance(value, Fraction) and value.denominator == 1 and self.whole else float(value))
+        above = [(n, p) for n, p in term.powers if p > 0]
+        below = [(n, -p) for n, p in term.powers if p < 0]
+        factor = term.factor
+        if self.whole:
+            assert isinstance(factor, Fraction)
+            top = _product([*([number(factor.numerator)] if factor.numerator != 1 or not above else []), *(_power(symbol(n), p) for n, p in above)])
+            bottom = [*([number(factor.denominator)] if factor.denominator != 1 else []), *(_power(symbol(n), p) for n, p in below)]
+            return ast.BinOp(top, ast.FloorDiv(), _product(bottom)) if bottom else top
+        shared = {abs(p) for _, p in term.powers}
+        if len(shared) == 1 and len(term.powers) > 1 and (power := shared.pop()) != 1:
+            sign = 1 if term.powers[0][1] > 0 else -1
+            inner = Formula((Term(Fraction(1), tuple((n, p / power * sign) for n, p in term.powers)),), True)
+            body = _power(inner.to_ast(symbol), power * sign)
+        else:
+            body = _product([_power(symbol(n), p) for n, p in term.powers])
+        return body if factor == 1 else ast.BinOp(number(float(factor)), ast.Mult(), body)
+
+    def __call__(self, values: Mapping[str, float]) -> float:
+        total = 0.0
+        for t in self.terms:
+            total += float(t.factor) * math.prod(values[n] ** float(p) for n, p in t.powers)
+        return round(total) if self.whole else total
+
+
+def constant(value: float | int) -> Formula:
+    """A number that depends on nothing."""
+    whole = isinstance(value, int)
+    return Formula((Term(Fraction(value) if whole else value),), whole)
+
+
+def number(value: float | int | bool | None) -> ast.expr:
+    """A literal; negative ones and infinities as Python writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ast.Call(ast.Name("float"), [ast.Constant(str(value))], [])
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+        return ast.UnaryOp(ast.USub(), ast.Constant(-value))
+    return ast.Constant(value)
+
+
+def _power(base: ast.expr, power: Fraction) -> ast.expr:
+    if power == 1:
+        return base
+    return ast.BinOp(base, ast.Pow(), ast.Constant(int(power) if power.denominator == 1 else float(power)))
+
+
+def _product(parts: Sequence[ast.expr]) -> ast.expr:
+    made = parts[0] if parts else ast.Constant(1)
+    for part in parts[1:]:
+        made = ast.BinOp(made, ast.Mult(), part)
+    return made
+
+
+class Solver:
+    """Finds formulas: every symbol was changed alone in one program at least."""
+
+    def __init__(self, symbols: Mapping[str, Vector]) -> None:
+        """``symbols``: the value of each size in every program, that of the first first."""
+        self.symbols = dict(symbols)
+        self.known: dict[tuple[type, Vector], Formula] = {}
+        self.sizes: list[Formula] = []
+        self.changed = {
+            name: next(i for i, v in enumerate(vector) if v != vector[0]) for name, vector in symbols.items()
+        }
+
+    def __call__(self, vector: Vector) -> Formula | None:
+        """The formula of a number, or ``None`` if none was found."""
+        key = type(vector[0]), vector  # 1 and 1.0 are one key else
+        if key not in self.known:
+            found = self._find(vector)
+            if found is None:
+                return None
+            self.known[key] = found
+            if found.whole and found.symbols and len(found.terms) == 1:
+                self.sizes.append(found)
+        return self.known[key]
+
+    def _find(self, vector: Vector) -> Formula | None:
+        first = vector[0]
+        assert first is not None
+        if all(v is None or v == first for v in vector):
+            return constant(first)
+        for candidate in self._candidates(vector):
+            if candidate is not None and self._fits(candidate, vector):
+                return candidate
+        return None
+
+    def _candidates(self, vector: Vector) -> Iterable[Formula | None]:
+        yield self._monomial(vector)
+        if isinstance(vector[0], int):
+            yield self._affine(vector)
+            sizes = [*self.sizes, *(Formula((Term(Fraction(1), ((n, Fraction(1)),)),), True) for n in self.symbols)]
+            for a, b in combinations(sizes, 2):
+                yield Formula((*a.terms, *b.terms), True)
+            for a in sizes:
+                for b in sizes:
+                    yield Formula((*a.terms, *(Term(-t.factor, t.powers) for t in b.terms)), True)
+                    for k in (2, 3):
+                        yield Formula((*a.terms, *(Term(k * t.factor, t.powers) for t in b.terms)), True)
+            for a, b, c in combinations(sizes[:12], 3):
+                yield Formula((*a.terms, *b.terms, *c.terms), True)
+
+    def _fits(self, formula: Formula, vector: Vector) -> bool:
+        for i, v in enumerate(vector):
+            if v is None:
+                continue
+            values = {n: float(s) for n in formula.symbols if (s := self.symbols[n][i]) is not None}
+            if len(values) < len(formula.symbols):
+                return False
+            try:
+                exact = sum(float(t.factor) * math.prod(values[n] ** float(p) for n, p in t.powers) for t in formula.terms)
+            except (ZeroDivisionError, OverflowError):
+                return False
+            if not math.isclose(exact, float(v), rel_tol=1e-9 if formula.whole else 1e-6):
+                return False
+        return True
+
+    def _monomial(self, vector: Vector) -> Formula | None:
+        first = vector[0]
+        assert first is not None
+        if first == 0:
+            return None
+        powers = []
+        for name, at in self.changed.items():
+            value, old, new = vector[at], self.symbols[name][0], self.symbols[name][at]
+            if value is None or not old or not new or value / first <= 0:
+                return None
+            power = math.log(value / first) / math.log(new / old)
+            exact = Fraction(round(power * 4), 4)
+            if abs(power - exact) > 1e-4 or (isinstance(first, int) and exact.denominator != 1):
+                return None
+            if exact:
+                powers.append((name, exact))
+        rest = first / math.prod(float(self.symbols[n][0] or 1) ** float(p) for n, p in powers)
+        if isinstance(first, int):
+            factor = Fraction(rest).limit_denominator(64)
+            return Formula((Term(factor, tuple(powers)),), True)
+        nice = Fraction(rest).limit_denominator(16)
+        return Formula((Term(nice if math.isclose(nice, rest, rel_tol=1e-9) else rest, tuple(powers)),), False)
+
+    def _affine(self, vector: Vector) -> Formula | None:
+        """``a * n + b`` with one size."""
+        first = vector[0]
+        moved = [n for n, at in self.changed.items() if vector[at] not in (None, first)]
+        if len(moved) != 1:
+            return None
+        at, symbol = self.changed[moved[0]], self.symbols[moved[0]]
+        slope = Fraction(int(vector[at] - first), int(symbol[at] - symbol[0]))  # type: ignore[operator]
+        rest = Fraction(int(first)) - slope * int(symbol[0])  # type: ignore[arg-type]
+        return Formula((Term(slope, ((moved[0], Fraction(1)),)), Term(rest)), True) if slope else None

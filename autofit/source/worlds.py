@@ -1,0 +1,502 @@
+"""One architecture captured at other sizes, in another mode and another dtype: what its numbers depend on."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree
+
+from autofit import lowering
+from autofit.capture import capture
+from autofit.dims import Cell, Dims
+from autofit.errors import AutofitError
+from autofit.examples import Example, candidate_examples, normalize
+from autofit.growth import Growth
+from autofit.program import Program, module_path, op_name
+from autofit.source.calls import Call, call_tree, constructor, simplify
+from autofit.source.names import distinct, identifier
+from autofit.source.ops import Path
+
+
+@dataclass(frozen=True)
+class World:
+    """One capture.
+
+    Attributes:
+        model: what was captured, without values.
+        program: its graph.
+        root: its calls.
+        changed: sizes that differ from the first world, by symbol.
+        at: the node here that a node of the first world is.
+    """
+
+    model: nn.Module
+    program: Program
+    root: Call
+    changed: Mapping[str, int] = field(default_factory=dict)
+    at: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def number(self, node: fx.Node, where: Path) -> Any:
+        """A number that an op of the first world takes, here."""
+        return argument(self.at.get(node, node), where)
+
+    def size(self, node: fx.Node, axis: int) -> int | None:
+        """The size of a value of the first world, here."""
+        value = self.at.get(node, node).meta.get("val")
+        return int(value.shape[axis]) if isinstance(value, torch.Tensor) and axis < value.dim() else None
+
+    def shape(self, path: str, name: str, axis: int) -> int | None:
+        """The size of a parameter or buffer of a module."""
+        module = self._module(path)
+        tensor = None if module is None else module._parameters.get(name)
+        tensor = module._buffers.get(name) if module is not None and tensor is None else tensor
+        return int(tensor.shape[axis]) if isinstance(tensor, torch.Tensor) and axis < tensor.dim() else None
+
+    def setting(self, path: str, key: str) -> Any:
+        """A number that a module of torch is made with."""
+        module = self._module(path)
+        leaf = None if module is None else constructor(module)
+        return None if leaf is None else leaf.settings.get(key)
+
+    def attribute(self, path: str, name: str) -> Any:
+        """A number that a module keeps."""
+        module = self._module(path)
+        value = None if module is None else vars(module).get(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def _module(self, path: str) -> nn.Module | None:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            return None
+
+
+@dataclass(frozen=True)
+class Imagined(World):
+    """The first world with one size changed, as its axes say: for models that cannot be made at another size.
+
+    Attributes:
+        dims: axes of the captured program.
+        twin: name in that program of a node of the first world.
+        sizes: what indivisible axes become, by serial.
+        settings: what modules of torch are made with instead, by path and name.
+    """
+
+    dims: Dims | None = None
+    twin: Mapping[fx.Node, str] = field(default_factory=dict)
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    settings: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def of(self, cell: Cell) -> int:
+        """The size of an axis."""
+        assert self.dims is not None
+        root = self.dims.axes.find(cell)
+        if root.kind == "product":
+            return math.prod(self.of(p) for p in root.parts)
+        if root.kind == "cat":
+            return sum(self.of(p) for p in root.parts)
+        return self.sizes.get(root.serial, root.size)
+
+    def _cells(self, node: fx.Node) -> tuple[Any, ...]:
+        assert self.dims is not None
+        return self.dims.of.get(self.twin.get(node, ""), ())
+
+    def number(self, node: fx.Node, where: Path) -> Any:
+        value = argument(node, where)
+        cell = self._behind(node, where, value) if isinstance(value, int) and value > 1 else None
+        return value if cell is None or cell.size != value else self.of(cell)
+
+    def _behind(self, node: fx.Node, where: Path, value: int) -> Cell | None:
+        """The axis that a number of an op is the size of."""
+        cells, name, last = self._cells(node), op_name(node).removeprefix("aten."), where[-1]
+        if name in SHAPED and isinstance(last, int):
+            at = last if len(where) == 3 else 0
+            return cells[at] if at < len(cells) and isinstance(cells[at], Cell) else None
+        if name == "unflatten" and len(where) == 3:
+            at = int(node.args[1]) % len(cells) + last - (len(node.args[2]) - 1 if node.args[1] < 0 else 0)  # type: ignore
+            return cells[at]
+        if name in ("split", "split_with_sizes"):
+            dim = int(node.args[2]) if len(node.args) > 2 else 0  # type: ignore[call-overload]
+            piece = cells[last if len(where) == 3 else 0]
+            return piece[dim] if isinstance(piece, tuple) else None
+        if name == "layer_norm" and where[1] == 1:
+            given = self._cells(node.all_input_nodes[0])
+            return given[len(given) - len(node.args[1]) + last] if given else None  # type: ignore[arg-type]
+        return None
+
+    def size(self, node: fx.Node, axis: int) -> int | None:
+        cells = self._cells(node)
+        if axis < len(cells) and isinstance(cells[axis], Cell):
+            return self.of(cells[axis])
+        return super().size(node, axis)
+
+    def shape(self, path: str, name: str, axis: int) -> int | None:
+        cell = self._parameter_axis(f"{path}.{name}" if path else name, axis)
+        return super().shape(path, name, axis) if cell is None else self.of(cell)
+
+    def _parameter_axis(self, name: str, axis: int) -> Cell | None:
+        assert self.dims is not None
+        parameter = next((p for p in self.dims.program.parameters if name in p.names), None)
+        cells = self.dims.of_parameter.get(parameter.name, ()) if parameter else ()
+        return cells[axis] if axis < len(cells) else None
+
+    def setting(self, path: str, key: str) -> Any:
+        value = self.settings.get((path, key), super().setting(path, key))
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        for name, axis in sized_by(self._module(path), key, value):
+            if (cell := self._parameter_axis(f"{path}.{name}" if path else name, axis)) is not None:
+                return value * self.of(cell) // cell.size
+        return value
+
+    def attribute(self, path: str, name: str) -> Any:
+        return None
+
+
+SHAPED = frozenset("view reshape _unsafe_view expand zeros ones full empty new_zeros new_ones new_full arange randn".split())
+
+
+def sized_by(module: nn.Module | None, key: str, value: int) -> list[tuple[str, int]]:
+    """Axes of a module's parameters that are as long as a setting says, those of that very size first."""
+    leaf = None if module is None else constructor(module)
+    if leaf is None or module is None:
+        return []
+    try:
+        with torch.device("meta"):
+            other = getattr(nn, leaf.name)(**{**leaf.settings, key: 2 * value})
+    except Exception:
+        return []
+    mine, theirs = dict(module.named_parameters()), dict(other.named_parameters())
+    found = [
+        (name, axis)
+        for name, p in mine.items()
+        for axis in range(p.dim())
+        if name in theirs and theirs[name].shape[axis] == 2 * p.shape[axis]
+    ]
+    return sorted(found, key=lambda at: mine[at[0]].shape[at[1]] != value)
+
+
+def argument(node: fx.Node, where: Path) -> Any:
+    """An argument of an op by its place, ``None`` where it is not given."""
+    value: Any = node.args if where[0] == "args" else node.kwargs
+    for key in where[1:]:
+        try:
+            value = value[key]
+        except (IndexError, KeyError, TypeError):
+            return None
+    return value
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """All captures of one architecture.
+
+    Attributes:
+        first: the model as it is, in training mode.
+        sizes: one size is another in each.
+        evaluation: in eval mode, if it runs the same ops.
+        half: in bfloat16, if it runs the same ops.
+        symbols: sizes by name, in the first world; those of data begin with ``data``.
+        stacks: by configuration field, the paths of containers whose length it is.
+        notes: what could not be seen.
+    """
+
+    first: World
+    sizes: tuple[World, ...]
+    evaluation: World | None
+    half: World | None
+    symbols: Mapping[str, int]
+    stacks: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+def without(worlds: Worlds, built_in: Mapping[str, str]) -> Worlds:
+    """The captures without those of sizes that cannot be changed, with a note for each."""
+    notes = [
+        f"{name} is built in ({worlds.symbols[name]}): how {what} follows from it is not known"
+        for name, what in built_in.items()
+    ]
+    return replace(
+        worlds,
+        sizes=tuple(w for w in worlds.sizes if not w.changed.keys() & built_in.keys()),
+        symbols={n: v for n, v in worlds.symbols.items() if n not in built_in},
+        notes=(*worlds.notes, *notes),
+    )
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy without multipliers, on whose tensors no memory is spent until somebody writes to them."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device=None if tensor.device.type == "cpu" else "meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+    again = copy.deepcopy(model, memo)
+    lowering.uninstall(again)
+    return again
+
+
+def see(model: nn.Module, example: Any, growth: Growth) -> Worlds:
+    """Capture a model and its variants.
+
+    Args:
+        model: any module; it is not touched.
+        example: as for `muify`.
+        growth: its axes, which tell what sizes of the example are free, and which of the model are one.
+
+    Raises:
+        AutofitError: the model itself cannot be captured on ``meta``.
+    """
+    plain = hollow(model)
+    example = _example(model, example)
+    first = _capture(plain.train(), example)
+    dims, twin = growth.dims, twins(first, growth.dims.program)
+    notes: list[str] = []
+    worlds: list[World] = []
+    symbols: dict[str, int] = {}
+    for i, (size, changed, other) in enumerate(_resized(example, first.program, dims)):
+        for attempt, new in zip(other, changed, strict=True):
+            world = _variant(plain, attempt, first, {f"data{i}": new})
+            if world is not None:
+                symbols[f"data{i}"] = size
+                worlds.append(world)
+                break
+        else:
+            notes.append(f"the size {size} of the input is built in: with another one the model runs other ops")
+    stacks: dict[str, tuple[str, ...]] = {}
+    for name, value, options in _fields(model, first):
+        lengths = _lengths(plain)
+        for new in options:
+            other_model = _rebuilt(model, name, new)
+            if other_model is None:
+                continue
+            longer = {path for path, n in _lengths(other_model).items() if lengths.get(path, n) != n}
+            if longer:
+                stacks[name] = tuple(sorted(longer))
+                break
+            world = _variant(other_model.train(), example, first, {name: new})
+            if world is not None:
+                if _differs(first, world):
+                    symbols[name] = value
+                    worlds.append(world)
+                break
+    if not stacks and not any(not s.startswith("data") for s in symbols):
+        for name, size, world in _imagined(first, growth, twin):
+            symbols[name] = size
+            worlds.append(world)
+    evaluation = _variant(copy.deepcopy(plain).eval(), example, first, {}, partly=True)
+    half = _variant(_to_half(plain), _to_half_example(example), first, {}, partly=True)
+    if evaluation is None:
+        notes.append("in eval mode the model runs other ops: the source is that of training mode")
+    return Worlds(first, tuple(worlds), evaluation, half, symbols, stacks, tuple(notes))
+
+
+def _example(model: nn.Module, example: Any) -> Example:
+    if example is not None:
+        return normalize(example)
+    for attempt in candidate_examples(model):
+        try:
+            capture(hollow(model), attempt)
+        except AutofitError:
+            continue
+        return attempt
+    raise AutofitError("no example input could be inferred")
+
+
+def _capture(model: nn.Module, example: Example) -> World:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = capture(model, example)
+    simplify(program.graph)
+    return World(model, program, call_tree(program.graph))
+
+
+def _variant(
+    model: nn.Module, example: Example, first: World, changed: Mapping[str, int], partly: bool = False
+) -> World | None:
+    """Another capture, if it runs the same ops in the same modules; ``partly``: if most of its modules do."""
+    try:
+        other = _capture(model, example)
+    except AutofitError:
+        return None
+    pairs: dict[fx.Node, fx.Node] = {}
+    mine = [n for n in first.program.graph.nodes if n.op == "placeholder"]
+    theirs = [n for n in other.program.graph.nodes if n.op == "placeholder"]
+    whole = _paired(first.root, other.root, pairs)
+    if len(mine) != len(theirs) or not (whole or (partly and len(pairs) > len(list(first.root.nodes())) // 2)):
+        return None
+    pairs.update(zip(mine, theirs, strict=True))
+    return World(other.model, other.program, other.root, dict(changed), pairs)
+
+
+def _paired(a: Call, b: Call, pairs: dict[fx.Node, fx.Node]) -> bool:
+    """Pair nodes of calls that run the same ops; whether all do. A copy that is in one only is passed over."""
+    mine, theirs = a.items, b.items
+    if list(map(_brief, mine)) != list(map(_brief, theirs)):
+        mine, theirs = ([i for i in items if _brief(i) not in COPYING] for items in (mine, theirs))
+    if a.path != b.path or list(map(_brief, mine)) != list(map(_brief, theirs)):
+        return False
+    found = True
+    for x, y in zip(mine, theirs, strict=True):
+        if isinstance(x, Call) and isinstance(y, Call):
+            found = _paired(x, y, pairs) and found
+        elif isinstance(x, fx.Node) and isinstance(y, fx.Node):
+            pairs[x] = y
+    return found
+
+
+COPYING = frozenset({"aten.contiguous", "aten.clone"})
+"""Ops that are not there where a value lies in memory as it should already."""
+
+
+def _brief(item: fx.Node | Call) -> str:
+    return item.path if isinstance(item, Call) else op_name(item)
+
+
+def _resized(example: Example, program: Program, dims: Dims) -> Iterator[tuple[int, list[int], list[Example]]]:
+    """Examples in which one size of the data is another: the size, what it becomes, and the examples."""
+    values, spec = _pytree.tree_flatten((example.args, example.kwargs))
+    tensors = [i for i, v in enumerate(values) if isinstance(v, torch.Tensor)]
+    nodes = [n for n in program.inputs if n in dims.of and dims.of[n]]
+    if len(nodes) != len(tensors):
+        return
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for i, name in zip(tensors, nodes, strict=True):
+        for axis, cell in enumerate(dims.of[name]):
+            if values[i].shape[axis] > 1:
+                groups.setdefault(dims.axes.find(cell).serial, []).append((i, axis))  # type: ignore[arg-type]
+    for members in groups.values():
+        size = values[members[0][0]].shape[members[0][1]]
+        options = [size + 4, 2 * size]
+        yield size, options, [_with_size(values, spec, members, new) for new in options]
+
+
+def _with_size(values: list[Any], spec: Any, members: list[tuple[int, int]], new: int) -> Example:
+    changed = list(values)
+    for i, axis in members:
+        shape = list(changed[i].shape)
+        shape[axis] = new
+        changed[i] = torch.zeros(shape, dtype=values[i].dtype, device=values[i].device)
+    args, kwargs = _pytree.tree_unflatten(changed, spec)
+    return Example(args, kwargs)
+
+
+def twins(first: World, program: Program) -> dict[fx.Node, str]:
+    """Names in another capture of the same model: nodes of one module and op, in their order."""
+    found: dict[fx.Node, str] = {}
+    theirs: dict[tuple[str, str], list[fx.Node]] = {}
+    for n in program.calls():
+        theirs.setdefault((module_path(n), op_name(n)), []).append(n)
+    mine: dict[tuple[str, str], list[fx.Node]] = {}
+    for n in first.program.calls():
+        mine.setdefault((module_path(n), op_name(n)), []).append(n)
+    for key, nodes in mine.items():
+        if len(nodes) == len(theirs.get(key, ())):
+            found.update(zip(nodes, (n.name for n in theirs[key]), strict=True))
+    names = {n.name for n in program.graph.nodes if n.op == "placeholder"}
+    return found | {n: n.name for n in first.program.graph.nodes if n.op == "placeholder" and n.name in names}
+
+
+def _imagined(first: World, growth: Growth, twin: Mapping[fx.Node, str]) -> Iterator[tuple[str, int, World]]:
+    """Widths, tables and outputs of a model without a configuration, each changed alone."""
+    dims, named = growth.dims, dict[frozenset[int], tuple[str, int]]()
+    for d in growth.dimensions:
+        if d.grows:
+            named[d.cells] = f"{identifier(_last_word(d.name))}_width", d.size
+    for p in dims.program.parameters:
+        uses = list(dims.uses_of(p))
+        for axis, cell in enumerate(dims.of_parameter.get(p.name, ())):
+            root = dims.axes.find(cell)
+            kinds = {u.kinds.get(axis) for u in uses}
+            plain = root.kind == "atom" and root.size > 1 and growth.dimension(root) is None
+            if plain and kinds <= {"index", "out"} and kinds and not any(root.serial in c for c in named):
+                owner = p.name.split(".")[-2] if "." in p.name else "model"
+                named[frozenset({root.serial})] = f"{identifier(owner)}_{'size' if 'index' in kinds else 'outputs'}", root.size
+    taken: set[str] = set()
+    for cells, (wish, size) in named.items():
+        name = distinct(wish, taken)
+        taken.add(name)
+        sizes = dict.fromkeys(cells, 2 * size)
+        at = {n: n for n in first.program.graph.nodes}
+        yield name, size, Imagined(first.model, first.program, first.root, {name: 2 * size}, at, dims, twin, sizes)
+    for path, module in first.model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            name = distinct(f"{identifier(_last_word(path))}_layers", taken)
+            taken.add(name)
+            at, other = {n: n for n in first.program.graph.nodes}, {(path, "num_layers"): module.num_layers + 1}
+            changed = {name: module.num_layers + 1}
+            world = Imagined(first.model, first.program, first.root, changed, at, dims, twin, {}, other)
+            yield name, module.num_layers, world
+
+
+def _last_word(path: str) -> str:
+    """The last part of a path that is no number."""
+    return next((p for p in reversed(path.split(".")) if not p.isdigit()), "layer")
+
+
+def _fields(model: nn.Module, first: World) -> Iterator[tuple[str, int, list[int]]]:
+    """Integers of a configuration that occur in the program, with other values to try."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        return
+    seen = {s for p in first.model.parameters() for s in p.shape} | set(_lengths(first.model).values())
+    for node in first.program.calls():
+        seen |= {v for v in _pytree.tree_leaves((node.args, node.kwargs)) if isinstance(v, int)}
+        values = node.meta.get("val")
+        seen |= {s for v in _pytree.tree_leaves(values) if isinstance(v, torch.Tensor) for s in v.shape}
+    for name, value in config.to_dict().items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and value in seen:
+            yield name, value, [2 * value, *([value // 2] if value % 2 == 0 and value > 2 else []), value + 1, 3 * value]
+
+
+def _rebuilt(model: nn.Module, name: str, value: int) -> nn.Module | None:
+    """The model that its class makes from its configuration with one other number."""
+    config = copy.deepcopy(model.config)  # type: ignore[union-attr]
+    try:
+        setattr(config, name, value)
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            made = type(model)(config)
+        like = next(model.parameters(), None)
+        return made if like is None or like.device.type != "cpu" else made.to_empty(device="cpu")
+    except Exception:
+        return None
+
+
+def _lengths(model: nn.Module) -> dict[str, int]:
+    """Number of modules in every list of modules."""
+    return {
+        name: len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
+    }
+
+
+def _differs(first: World, other: World) -> bool:
+    """Whether any number of the program is another."""
+    shapes = {n: p.shape for n, p in first.model.named_parameters()}
+    if any(p.shape != shapes.get(n) for n, p in other.model.named_parameters()):
+        return True
+    return any(_numbers(a) != _numbers(b) for a, b in other.at.items() if a.op == "call_function")
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    return [v for v in _pytree.tree_leaves((node.args, node.kwargs)) if isinstance(v, int | float)]
+
+
+def _to_half(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
+def _to_half_example(example: Example) -> Example:
+    args, kwargs = _pytree.tree_map_only(
+        torch.Tensor, lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, (example.args, example.kwargs)
+    )
+    return Example(args, kwargs)
