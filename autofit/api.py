@@ -21,7 +21,7 @@ from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
 from autofit.growth import Growth
-from autofit.measure import spreads
+from autofit.measure import Spread, spreads
 from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
 from autofit.passes.make_plan import MakePlan
@@ -57,6 +57,8 @@ class Analysis:
         roles: the dataflow facts behind the plan.
         applied: whether the plan was applied to the model.
         recipe: how initial values come about, of a model that was on ``meta``.
+        example: what was passed as ``example``.
+        spreads: initial values before anything was done, by parameter name.
     """
 
     model: nn.Module = field(repr=False)
@@ -64,6 +66,8 @@ class Analysis:
     roles: Roles = field(repr=False)
     applied: bool
     recipe: Recipe | None = field(default=None, repr=False)
+    example: Any = field(default=None, repr=False)
+    spreads: Mapping[str, Spread] = field(default_factory=dict, repr=False)
 
     def param_groups(
         self,
@@ -257,9 +261,10 @@ def analyze(
     say("plan")
     modules = dict(model.named_modules(remove_duplicate=False))
     carriers = PlaceMultipliers(modules, rules.folds)(roles)
+    drawn = spreads(model) | (recipe.spreads(model) if recipe else {})
     make = MakePlan(
         carriers=carriers,
-        spreads=spreads(model) | (recipe.spreads(model) if recipe else {}),
+        spreads=drawn,
         shapes={p.name: p.shape for p in dims.program.parameters},
         scheme=scheme,
         form=rules.form,
@@ -276,7 +281,7 @@ def analyze(
     plan = make(roles)
     if recipe is None and any(p.is_meta for p in model.parameters()):
         plan = replace(plan, notes=(*plan.notes, NOT_SEEN))
-    return Analysis(model, plan, roles, applied=False, recipe=recipe)
+    return Analysis(model, plan, roles, False, recipe, example, drawn)
 
 
 def muify(
@@ -370,7 +375,7 @@ def muify(
         lowering.rescale(model, found.plan)
         verify_values(found.plan, spreads(model, found.plan.rescaled()))
     forget(model)
-    return Analysis(model, found.plan, found.roles, applied=True, recipe=found.recipe)
+    return replace(found, applied=True)
 
 
 def _check_options(model: object, **options: str | None) -> None:

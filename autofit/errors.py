@@ -46,6 +46,10 @@ class LoweringError(AutofitError):
     """The plan is sound but cannot be applied to this model."""
 
 
+class ExportError(AutofitError):
+    """The model cannot be written as source that needs torch alone."""
+
+
 class VerificationError(AutofitError):
     """The rewritten model does not do what the plan says: a defect of autofit, nothing was changed."""
 

@@ -59,6 +59,7 @@ class Growth:
             as (this model, base model).
         base_std: measured init of the base model by parameter name, if one was given with values.
         notes: remarks for the report.
+        number: the base, where it is one number for all that grows.
     """
 
     dims: Dims
@@ -68,6 +69,7 @@ class Growth:
     constants: dict[tuple[str, str], tuple[float, float]] | None = None
     base_std: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
+    number: float | None = None
     _by_cell: dict[int, Dimension] = field(default_factory=dict, repr=False, compare=False)
 
     def dimension(self, cell: Cell) -> Dimension | None:

@@ -100,11 +100,16 @@ class Law:
         name: in words.
         growth: factor by which the std of the base exceeds the std here: ``ratio^(1/2)`` for a fan law.
         deep: whether it also falls like ``depth^-1/2``, which is not in ``growth``.
+        layers: what it is divided by the root of, for that: the number of layers, or twice that.
+        fan, gain: size whose root it falls with, and what it is times that root; 0 where it is a constant.
     """
 
     name: str
     growth: float
     deep: bool = False
+    layers: float = 1.0
+    fan: float = 0.0
+    gain: float = 0.0
 
 
 def pool(spreads: Sequence[Spread]) -> Spread:
@@ -141,7 +146,7 @@ def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterabl
     if not spread.uniform:
         for k in depths:
             if any(c > 0 and near(c / math.sqrt(k)) for c in constants):
-                return Law(f"constant {s * math.sqrt(k):.4g}{_tail(k)}", 1.0, k != 1)
+                return Law(f"constant {s * math.sqrt(k):.4g}{_tail(k)}", 1.0, k != 1, k)
     fans = list(fans)
     if spread.count < FEW:  # too few to measure a scale: a draw inside torch's default bound is taken for one
         drawn = next((f for f in fans if spread.bound <= 1 / math.sqrt(f.size)), None)
@@ -154,7 +159,8 @@ def find_law(spread: Spread, fans: Iterable[Fan], depth: int, constants: Iterabl
         for fan in fans:
             for name, gain in gains:
                 if near(gain / math.sqrt(fan.size * k)):
-                    return Law(f"{name} / sqrt({fan.name} {fan.size:g}){_tail(k)}", math.sqrt(fan.ratio), k != 1)
+                    text = f"{name} / sqrt({fan.name} {fan.size:g}){_tail(k)}"
+                    return Law(text, math.sqrt(fan.ratio), k != 1, k, fan.size, gain)
     return Law(f"constant {s:.4g}", 1.0)
 
 

@@ -38,6 +38,8 @@ class ParameterPlan:
         fan_in, fan_out: elements that it contracts, kernel taps with them, and that survive.
         gradient: what takes its gradient to unit scale, where a scheme asks for that.
         zeros: axis, and runs along it that start at zero.
+        init_layers: what its initial std is divided by the root of, for depth: the number of layers, or twice that.
+        init_fan, init_gain: size whose root its initial std falls with, and what it is times that root; else 0.
     """
 
     name: str
@@ -63,6 +65,9 @@ class ParameterPlan:
     fan_out: int = 1
     gradient: float = 1.0
     zeros: tuple[int, tuple[tuple[int, int], ...]] | None = None
+    init_layers: float = 1.0
+    init_fan: float = 0.0
+    init_gain: float = 0.0
 
     @property
     def ratios(self) -> dict[str, float]:

@@ -249,6 +249,9 @@ class MakePlan:
             r_out=r.r_out,
             fold=fold,
             init_law=law.name,
+            init_layers=law.layers,
+            init_fan=law.fan,
+            init_gain=law.gain,
             init_std=spread.std if spread else None,
             init_factor=factor,
             reason=r.reason,
@@ -317,8 +320,10 @@ class MakePlan:
         for more, candidate in likely:
             if abs(math.log(growth / candidate / more)) < tolerance:
                 tail = "" if more == 1 else f", and x{1 / more:.4g} by depth"
-                return Law(f"measured against the base: x{1 / candidate:.4g}{tail}", candidate, more != 1)
-        return Law(f"measured against the base: x{1 / growth:.4g}", growth)
+                name = f"measured against the base: x{1 / candidate:.4g}{tail}"
+                known = law if candidate == law.growth else Law("", 1.0)
+                return Law(name, candidate, more != 1, law.layers, known.fan, known.gain)
+        return Law(f"measured against the base: x{1 / growth:.4g}", growth, layers=law.layers)
 
 
 def _ratios(r: ParameterRole) -> tuple[float, float, float]:

@@ -128,7 +128,7 @@ def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size:
         replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions
     )
     shown = main.name if size == main.size else f"{size} elements along {main.name}"
-    return Growth(dims, resolved, f"{shown} = {base:g}", main.name)
+    return Growth(dims, resolved, f"{shown} = {base:g}", main.name, number=base)
 
 
 def _from_mapping(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from autofit.growth import Growth
 from autofit.program import op_name
 from autofit.source.calls import Call, Leaf, constructor, inputs, outputs
 from autofit.source.names import distinct, identifier, is_name
@@ -31,8 +32,9 @@ class Class:
         calls: of the first, one for each different program.
         arguments: constructor arguments by name, with what each module gives.
         place: name of the argument that stands at a place, where modules differ there.
-        attributes: numbers that forward reads, kept by ``__init__``.
+        attributes: numbers that forward reads, kept by ``__init__``; a factor of muP by its name.
         configured: whether it is made with the configuration.
+        is_root: whether it is that of the model, which keeps its configuration.
     """
 
     name: str
@@ -40,15 +42,18 @@ class Class:
     calls: list[Call]
     arguments: dict[str, dict[str, Formula]] = field(default_factory=dict)
     place: dict[Place, str] = field(default_factory=dict)
-    attributes: dict[str, Formula] = field(default_factory=dict)
+    attributes: dict[str, Formula | str] = field(default_factory=dict)
     configured: bool = False
+    is_root: bool = False
 
 
 class Classes:
     """All classes of a program, innermost first."""
 
-    def __init__(self, worlds: Worlds, root: Call, state: dict[fx.Node, tuple[str, ...]], solver: Solver) -> None:
-        self.worlds, self.root, self.state, self.solver = worlds, root, state, solver
+    def __init__(
+        self, worlds: Worlds, root: Call, state: dict[fx.Node, tuple[str, ...]], solver: Solver, growth: Growth
+    ) -> None:
+        self.worlds, self.root, self.state, self.solver, self.growth = worlds, root, state, solver, growth
         self.every = (worlds.first, *worlds.sizes)
         self.modules = dict(worlds.first.model.named_modules(remove_duplicate=False))
         self.by_path: dict[str, Class] = {}
@@ -301,6 +306,11 @@ class Classes:
         """The formula of a parameter's or buffer's size."""
 
         return self._solve(tuple(w.shape(path, name, axis) for w in self.every), f"{path}.{name}[{axis}]")
+
+    def shapes(self, name: str, axis: int) -> Vector:
+        """The size of a parameter in all captures."""
+        owner, _, own = name.rpartition(".")
+        return tuple(w.shape(owner, own, axis) for w in self.every)
 
     def of_setting(self, path: str, key: str) -> Formula:
         """The formula of a number that a module of torch is made with."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from autofit.errors import ExportError
 from autofit.source.calls import constructor_arguments
 from autofit.source.classes import CONTAINERS, Class, Classes
 from autofit.source.names import identifier
 from autofit.source.numbers import Formula, number
-from autofit.source.ops import NoSourceError, call, parse
+from autofit.source.ops import call, parse
 
 
 def reach(classes: Classes, path: str, start: str = "") -> ast.expr:
@@ -65,8 +66,12 @@ class Content:
         read = {a for p, a in self.of.place.items() if p[0] == "op"}
         head += [ast.parse(f"self.{a} = {a}").body[0] for a in self.of.arguments if a in read]
         for name, formula in self.of.attributes.items():
-            head.append(ast.Assign([ast.Attribute(ast.Name("self"), name)], formula.to_ast(self._symbol), lineno=0))
-        self.of.configured |= self.uses_config
+            value = parse(f"config.{formula}") if isinstance(formula, str) else formula.to_ast(self._symbol)
+            self.uses_config |= isinstance(formula, str)
+            head.append(ast.Assign([ast.Attribute(ast.Name("self"), name)], value, lineno=0))
+        self.of.configured |= self.uses_config or self.of.is_root
+        if self.of.is_root:
+            head.insert(1, ast.parse("self.config = config").body[0])
         args = [ast.arg("self"), *([ast.arg("config", ast.Name("Config"))] if self.of.configured else [])]
         for name, values in self.of.arguments.items():
             args.append(ast.arg(name, ast.Name("int" if next(iter(values.values())).whole else "float")))
@@ -90,7 +95,7 @@ class Content:
 
     def _symbol(self, name: str) -> ast.expr:
         if name.startswith("data"):
-            raise NoSourceError("a size of the data is built into a parameter")
+            raise ExportError("a size of the data is built into a parameter")
         self.uses_config = True
         return parse(f"config.{identifier(name)}")
 
@@ -208,7 +213,7 @@ class Content:
         shape = [self.formula(("buffer", name, a), self.classes.of_shape(path, name, a)) for a in range(value.dim())]
         found = buffer(self.values.get(full, value), shape)
         if found is None:
-            raise NoSourceError(f"how the buffer {full} comes about is not known")
+            raise ExportError(f"how the buffer {full} comes about is not known")
         return found
 
 

@@ -13,20 +13,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from autofit.program import op_name
+from autofit.errors import ExportError
+from autofit.program import describe, op_name
 from autofit.source.calls import Call, inputs, outputs
 from autofit.source.classes import Class, Classes, literals, of_data
 from autofit.source.content import attribute, reach
 from autofit.source.names import arguments, distinct, identifier, statement
 from autofit.source.numbers import Formula, Term
-from autofit.source.ops import NoSourceError, Path, Scope, Writer, call, name_of, parse
+from autofit.source.ops import Path, Scope, Writer, call, name_of, parse
 
 RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())
-LONGEST = 110
-
-
-class UnreadableError(Exception):
-    """A size that nothing in scope has."""
+TODO = "keep muify's model as it is, or spell this line in ops of torch"
 
 
 @dataclass(eq=False)
@@ -430,8 +427,11 @@ class Forward:
             return self._call(item, step)
         if (multiplier := item.meta.get("multiplier")) is not None:
             value = self.operand(item.args[0])  # type: ignore[arg-type]
-            return ast.BinOp(value, ast.Mult(), parse(f"self.config.{multiplier}"))
-        made = self.writer(item)
+            return ast.BinOp(value, ast.Mult(), self._multiplier(multiplier))
+        try:
+            made = self.writer(item)
+        except ExportError as error:
+            raise error if error.where else ExportError(error.what, where=describe(item), todo=TODO) from None
         if self.writer.fallback:
             self.written.append(op_name(item))
         if (scaled := item.meta.get("scaled_by")) is not None:
@@ -439,9 +439,14 @@ class Forward:
             self._scale(item, made, scaled)
         return made
 
+    def _multiplier(self, name: str) -> ast.expr:
+        """A factor of muP, which ``__init__`` takes from the configuration."""
+        self.of.attributes[name] = name
+        return parse(f"self.{name}")
+
     def _scale(self, node: fx.Node, made: ast.Call, multiplier: str) -> None:
         given = next((k for k in made.keywords if k.arg in ("scale", "alpha")), None)
-        factor = parse(f"self.config.{multiplier}")
+        factor = self._multiplier(multiplier)
         if given is not None:
             given.value = ast.BinOp(given.value, ast.Mult(), factor)
         elif "scaled_dot" in op_name(node):
@@ -484,7 +489,7 @@ class Forward:
         if tensor is not None and tensor.numel() <= 64:
             made = call("torch.tensor", [ast.parse(repr(tensor.tolist()), mode="eval").body])
             return call(made.func, made.args, {"dtype": parse(str(tensor.dtype)), "device": self.device()})  # type: ignore[attr-defined]
-        raise NoSourceError(f"the value of {node.name} is not known here")
+        raise ExportError(f"the value of {node.name} is not known here")
 
     def literal(self, node: fx.Node, where: Path, value: Any) -> ast.expr:
         """A number or truth value of an op."""
@@ -516,7 +521,7 @@ class Forward:
             return ast.Attribute(ast.Name("self"), self.classes.attribute_for(self.of, one))
         found = self._size(self.classes.solver.symbols[name])
         if found is None:
-            raise UnreadableError(name)
+            raise ExportError(f"the size {self.classes.worlds.symbols[name]} of the data is needed where no value has it")
         return found
 
     def _size(self, vector: tuple[Any, ...]) -> ast.expr | None:

@@ -13,14 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from autofit.errors import ExportError
 from autofit.program import op_name
 
 Path = tuple[Any, ...]
 """Where an argument is: ``("args", 1, 0)`` or ``("kwargs", "scale")``."""
-
-
-class NoSourceError(Exception):
-    """An op that cannot be written without its package."""
 
 
 def parse(text: str, **parts: ast.expr) -> ast.expr:
@@ -118,7 +115,7 @@ class Writer:
         """An expression that computes a node.
 
         Raises:
-            NoSourceError: an op of another package.
+            ExportError: an op of another package.
         """
         self.fallback = False
         if node.target is operator.getitem:
@@ -139,7 +136,7 @@ class Writer:
             name = getattr(node.target, "__name__", "")
             if name in BINARY and len(args) == 2:
                 return ast.BinOp(args[0], BINARY[name](), args[1])
-        raise NoSourceError(f"{op_name(node)} is not an op of torch alone")
+        raise ExportError(f"{op_name(node)} is not an op of torch alone")
 
     def _value(self, node: fx.Node, path: Path, value: Any) -> ast.expr:
         if isinstance(value, fx.Node):
@@ -156,7 +153,7 @@ class Writer:
             return self.scope.literal(node, path, value)
         if value is None or isinstance(value, str):
             return ast.Constant(value)
-        raise NoSourceError(f"{op_name(node)} takes a {type(value).__name__}")
+        raise ExportError(f"{op_name(node)} takes a {type(value).__name__}")
 
     def _given(self, node: fx.Node) -> dict[str, tuple[Path, Any]]:
         """Arguments by name, without those that are as by default."""
@@ -220,7 +217,7 @@ class Writer:
         args = [self._value(node, ("args", i), a) for i, a in enumerate(node.args)]
         if op_name(node) == "transformers.grouped_mm_fallback":
             return call("F.grouped_mm", args[:2], {"offs": args[2]})
-        raise NoSourceError(f"{op_name(node)} is an op of another package")
+        raise ExportError(f"{op_name(node)} is an op of another package")
 
     # ops whose Python is not their schema
 

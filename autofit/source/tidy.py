@@ -18,7 +18,7 @@ from autofit.source.worlds import World, Worlds
 aten = torch.ops.aten
 ALIASES = frozenset(f"aten.{n}" for n in "alias lift_fresh_copy".split())
 CASTS = frozenset(f"aten.{n}" for n in "to _to_copy type_as".split())
-END = 2**62
+RESHAPING = frozenset(f"aten.{n}" for n in "view reshape expand _unsafe_view".split())
 
 
 def tidy(worlds: Worlds) -> None:
@@ -30,7 +30,7 @@ def tidy(worlds: Worlds) -> None:
     every = [w for w in (worlds.first, *real, worlds.evaluation, worlds.half) if w is not None]
     for node in list(worlds.first.program.calls()):
         copies = [node, *(w.at[node] for w in every[1:] if node in w.at)]
-        if len(copies) > len(real) and all(_does_nothing(n) for n in copies):
+        if len(copies) > len(real) and all(does_nothing(n) for n in copies):
             for n in copies:
                 n.replace_all_uses_with(n.all_input_nodes[0])
     constant = _constants(worlds.first)
@@ -91,12 +91,12 @@ def _dtypes(node: fx.Node, half: World) -> tuple[Any, Any]:
 
 
 def _uncast(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and op_name(node) in CASTS | ALIASES and _does_nothing(node):
+    while node.op == "call_function" and op_name(node) in CASTS | ALIASES and does_nothing(node):
         node = node.all_input_nodes[0]
     return node
 
 
-def _does_nothing(node: fx.Node) -> bool:
+def does_nothing(node: fx.Node) -> bool:
     """Whether a value is its first operand."""
     if not node.args or not isinstance(node.args[0], fx.Node) or node.target is None:
         return False
@@ -114,7 +114,7 @@ def _does_nothing(node: fx.Node) -> bool:
         return same and (len(node.args) < 5 or node.args[4] == 1)
     if name == "aten.dropout":
         return node.args[1] == 0
-    return name in ("aten.expand", "aten.view", "aten.reshape", "aten.contiguous") and same and node.args[0].op == "placeholder"
+    return same and (name in RESHAPING or (name == "aten.contiguous" and node.args[0].op == "placeholder"))
 
 
 def _is(value: object, number: int) -> bool:

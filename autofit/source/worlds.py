@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -206,6 +207,7 @@ class Worlds:
         symbols: sizes by name, in the first world; those of data begin with ``data``.
         stacks: by configuration field, the paths of containers whose length it is.
         notes: what could not be seen.
+        inputs: of the example, by name.
     """
 
     first: World
@@ -215,6 +217,7 @@ class Worlds:
     symbols: Mapping[str, int]
     stacks: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
+    inputs: Mapping[str, Any]
 
 
 def without(worlds: Worlds, built_in: Mapping[str, str]) -> Worlds:
@@ -295,7 +298,12 @@ def see(model: nn.Module, example: Any, growth: Growth) -> Worlds:
     half = _variant(_to_half(plain), _to_half_example(example), first, {}, partly=True)
     if evaluation is None:
         notes.append("in eval mode the model runs other ops: the source is that of training mode")
-    return Worlds(first, tuple(worlds), evaluation, half, symbols, stacks, tuple(notes))
+    return Worlds(first, tuple(worlds), evaluation, half, symbols, stacks, tuple(notes), _by_name(model, example))
+
+
+def _by_name(model: nn.Module, example: Example) -> dict[str, Any]:
+    bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
+    return {**{k: v for k, v in bound.items() if k not in ("args", "kwargs")}, **bound.get("kwargs", {})}
 
 
 def _example(model: nn.Module, example: Any) -> Example:

@@ -4,32 +4,121 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from ruff.__main__ import find_ruff_bin
 from torch import fx, nn
 
-from autofit.source.calls import call_tree, mark_leaves
+from autofit.growth import Growth
+from autofit.measure import Spread
+from autofit.monomial import Monomial
+from autofit.multiply import multiply
+from autofit.plan import Plan
+from autofit.roles import Roles
+from autofit.source.calls import Call, call_tree, mark_leaves
 from autofit.source.classes import Classes
 from autofit.source.content import Content
 from autofit.source.forward import Forward
 from autofit.source.names import identifier
 from autofit.source.numbers import Solver
+from autofit.source.ops import parse
+from autofit.source.proof import prove
+from autofit.source.parametrization import (
+    OPTIMIZERS,
+    Entry,
+    Factors,
+    Parametrization,
+    entries,
+    name_multipliers,
+    require_exportable,
+    settle_growths,
+)
 from autofit.source.tidy import tidy
-from autofit.source.worlds import Worlds, without
+from autofit.source.worlds import Worlds, see, twins, without
+
+
+@dataclass(frozen=True)
+class Source:
+    """An exported model.
+
+    Attributes:
+        text: of the file.
+        notes: what is built in, or was not seen.
+        fallbacks: blocks that are written op by op, as (module, op).
+        classes: how many there are.
+        shown: how it was shown that the file is the model (`autofit.source.proof`).
+    """
+
+    text: str
+    notes: tuple[str, ...]
+    fallbacks: tuple[tuple[str, str], ...]
+    classes: int
+    shown: str = ""
+
+
+def export(
+    model: nn.Module,
+    example: Any,
+    roles: Roles,
+    plan: Plan,
+    spreads: Mapping[str, Spread],
+    constants: Iterable[float],
+    *,
+    multipliers: bool = True,
+) -> Source:
+    """Write a model as source that needs torch alone.
+
+    Args:
+        model: it is not touched, and may have its multipliers on it.
+        example: as for `muify`.
+        roles, plan: what was found, and what follows.
+        spreads: initial values before anything was done.
+        constants: standard deviations that the model's configuration names.
+        multipliers: whether to write those of muP; without, the file is the model as it was.
+
+    Raises:
+        LoweringError: a part of the plan that is no function of sizes.
+        NoSourceError: an op of another package, a value that is not known.
+    """
+    if multipliers:
+        require_exportable(plan)
+    worlds = see(model, example, roles.growth)
+    at = {name: n for n, name in twins(worlds.first, roles.growth.dims.program).items()}
+    places = {n: at[n.name] for n in roles.growth.dims.program.graph.nodes if n.name in at}
+    tidy(worlds)
+    parametrization = name_multipliers(roles, plan)
+    if multipliers:
+        multiply(worlds.first.program.graph, roles, places, parametrization.label)
+    classes, root = _classes(worlds, roles.growth)
+    made = _file(model, classes, root, parametrization if multipliers else None, spreads, tuple(constants))
+    return replace(made, shown=prove(made.text, model, worlds.first.program, worlds.inputs))
+
+
+def _classes(worlds: Worlds, growth: Growth) -> tuple[Classes, Call]:
+    first = worlds.first
+    state = state_of(worlds)
+    root = call_tree(first.program.graph)
+    modules = dict(first.model.named_modules(remove_duplicate=False))
+    while True:
+        mark_leaves(root, modules, state)
+        classes = Classes(worlds, root, state, solver_of(worlds), growth)
+        if not classes.unsolved:
+            return classes, root
+        worlds = without(worlds, classes.unsolved)
 
 
 def solver_of(worlds: Worlds) -> Solver:
     """What every symbol is in every capture."""
-    vectors = {
-        name: (size, *(w.changed.get(name, size) for w in worlds.sizes)) for name, size in worlds.symbols.items()
-    }
+    vectors = {name: (size, *(w.changed.get(name, size) for w in worlds.sizes)) for name, size in worlds.symbols.items()}
     return Solver(vectors)
 
 
 def state_of(worlds: Worlds) -> dict[fx.Node, tuple[str, ...]]:
     """Names of what a placeholder holds of the model's state."""
-    program, found = worlds.first.program, {}
+    program, found = worlds.first.program, dict[fx.Node, tuple[str, ...]]()
     nodes = {n.name: n for n in program.graph.nodes}
     for p in program.parameters:
         if p.node is not None and p.node in nodes:
@@ -40,48 +129,270 @@ def state_of(worlds: Worlds) -> dict[fx.Node, tuple[str, ...]]:
     return found
 
 
-def write(worlds: Worlds, model: nn.Module) -> str:
-    tidy(worlds)
-    first = worlds.first
-    state = state_of(worlds)
-    root = call_tree(first.program.graph)
-    mark_leaves(root, dict(first.model.named_modules(remove_duplicate=False)), state)
-    classes = Classes(worlds, root, state, solver_of(worlds))
-    while classes.unsolved:
-        worlds = without(worlds, classes.unsolved)
-        mark_leaves(root, dict(first.model.named_modules(remove_duplicate=False)), state)
-        classes = Classes(worlds, root, state, solver_of(worlds))
+def _file(
+    model: nn.Module,
+    classes: Classes,
+    root: Call,
+    parametrization: Parametrization | None,
+    spreads: Mapping[str, Spread],
+    constants: tuple[float, ...],
+) -> Source:
+    worlds = classes.worlds
     stacks = {path: name for name, paths in worlds.stacks.items() for path in paths}
     values = dict(model.named_buffers(remove_duplicate=False))
+    output = next(n for n in worlds.first.program.graph.nodes if n.op == "output")
     body: list[ast.stmt] = []
-    output = next(n for n in first.program.graph.nodes if n.op == "output")
+    fallbacks: list[tuple[str, str]] = []
     for made in classes.all:
         methods: list[ast.stmt] = []
+        made.is_root = "" in made.paths
         for i, program in enumerate(made.calls):
-            wanted = _leaves(output.args) if program is root else None
-            forward = Forward(classes, made, program, i, wanted, first.program.inputs if program is root else None)
+            wanted = _tensors(output.args) if program is root else None
+            forward = Forward(classes, made, program, i, wanted, worlds.first.program.inputs if program is root else None)
             methods.append(forward.write("forward" if i == 0 else f"forward_{i + 1}"))
+            fallbacks += [(made.name, op) for op in forward.written]
         init = Content(classes, made, values, stacks).write()
-        body.append(ast.ClassDef(made.name, [ast.parse("nn.Module", mode="eval").body], [], [init, *methods], [], type_params=[]))
-    fields = [ast.parse(f"{identifier(n)}: int = {v}").body[0] for n, v in worlds.symbols.items() if not n.startswith("data")]
-    fields += [ast.parse(f"{identifier(n)}: int = {len(first.model.get_submodule(p[0]))}").body[0] for n, p in worlds.stacks.items()]
-    config = ast.ClassDef("Config", [], [], fields or [ast.Pass()], [ast.Name("dataclass")], type_params=[])
-    head = ast.parse("from dataclasses import dataclass\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n").body
-    build = ast.parse(f"def build(**overrides):\n    return {classes.by_path[''].name}({'Config(**overrides)' if classes.by_path[''].configured else ''})").body
-    module = ast.fix_missing_locations(ast.Module([*head, config, *body, *build], []))
-    print("#", worlds.notes)
-    return formatted(ast.unparse(module))
+        if made.is_root and parametrization is not None:
+            settle_growths(parametrization, classes)
+            methods.append(_at_base(parametrization, made.name))
+        body.append(ast.ClassDef(made.name, [parse("nn.Module")], [], [init, *methods], [], type_params=[]))
+    name = classes.by_path[""].name
+    head = _head(parametrization, classes, name)
+    config = _config(classes, parametrization)
+    build = ast.parse(
+        f"def build(**overrides) -> {name}:\n"
+        f'    """The model{", with initial values in muP" if parametrization else ""}; overrides are fields of Config."""\n'
+        f"    model = {name}(Config(**overrides))\n" + ("    init_weights(model)\n" if parametrization else "") + "    return model\n"
+    ).body
+    tail: list[ast.stmt] = []
+    if parametrization is not None:
+        state = dict(model.named_parameters())
+        listed, factors = entries(parametrization, classes, spreads, state, constants)
+        tail = _training(listed, factors, name, classes)
+    module = _Plain().visit(ast.fix_missing_locations(ast.Module([*head, config, *body, *build, *tail], [])))
+    text = formatted(ast.unparse(module))
+    return Source(text, classes.worlds.notes, tuple(fallbacks), len(classes.all))
 
 
-def _leaves(value: Any) -> list[fx.Node]:
+class _Plain(ast.NodeTransformer):
+    """``x ** -0.5`` without brackets, and no ``__init__`` that does nothing."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        sign = node.right
+        if isinstance(node.op, ast.Pow) and isinstance(sign, ast.UnaryOp) and isinstance(sign.op, ast.USub):
+            if isinstance(sign.operand, ast.Constant) and isinstance(sign.operand.value, int | float):
+                node.right = ast.copy_location(ast.Constant(-sign.operand.value), sign)
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        self.generic_visit(node)
+        first = node.body[0]
+        if isinstance(first, ast.FunctionDef) and first.name == "__init__" and len(first.body) == 1:
+            del node.body[0]
+        return node
+
+
+def _tensors(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, lambda n: found.append(n))
     return [n for n in found if isinstance(n.meta.get("val"), torch.Tensor)]
 
 
+def _doc(text: str) -> ast.stmt:
+    return ast.Expr(ast.Constant(text))
+
+
+def _head(parametrization: Parametrization | None, classes: Classes, name: str) -> list[ast.stmt]:
+    lines = [f"{name}, exported by autofit; needs torch alone."]
+    if parametrization is not None:
+        plan, roles = parametrization.plan, parametrization.roles
+        lines[0] = f"{name} in {plan.scheme}, exported by autofit; needs torch alone."
+        lines += ["", "Dimensions (here, at the base):"]
+        lines += [f"    {d.name}: {d.size}, {d.base:g}" for d in roles.growth.dimensions if d.grows]
+        lines += ["", "Multipliers:"] if parametrization.multipliers else []
+        for key, m in parametrization.multipliers.items():
+            where = next(s for s in roles.sites if parametrization.by_site.get(id(s)) == key)
+            lines.append(f"    {key} = {ast.unparse(m.value).replace('self.', '')}: {where.kind} {where.parameter}".rstrip())
+    lines += ["", *classes.worlds.notes] if classes.worlds.notes else []
+    imports = "import re\nfrom dataclasses import dataclass\n\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+    return [_doc("\n".join(lines) + ("\n" if len(lines) > 1 else "")), *ast.parse(imports).body]
+
+
+def _config(classes: Classes, parametrization: Parametrization | None) -> ast.ClassDef:
+    worlds = classes.worlds
+    body: list[ast.stmt] = [_doc("Sizes, and what follows from them." if parametrization else "Sizes.")]
+    for name, size in worlds.symbols.items():
+        if not name.startswith("data"):
+            body.append(ast.parse(f"{identifier(name)}: int = {size}").body[0])
+    for name, paths in worlds.stacks.items():
+        length = len(worlds.first.model.get_submodule(paths[0]))  # type: ignore[arg-type]
+        body.append(ast.parse(f"{identifier(name)}: int = {length}").body[0])
+    if parametrization is not None:
+        for name, base in parametrization.bases.items():
+            shown = int(base) if float(base).is_integer() else base
+            body.append(ast.parse(f"{name}: float = {shown!r}").body[0])
+        for name, (formula, base_field, why) in parametrization.growths.items():
+            size = formula.to_ast(lambda n: parse(f"self.{identifier(n)}"))
+            value = ast.BinOp(size, ast.Div(), parse(f"self.{base_field}"))
+            body.append(_property(name, value, f"{why[0].upper()}{why[1:]}."))
+        for m in parametrization.multipliers.values():
+            body.append(_property(m.name, m.value, m.why))
+    return ast.ClassDef("Config", [], [], body, [ast.Name("dataclass")], type_params=[])
+
+
+def _at_base(parametrization: Parametrization, name: str) -> ast.stmt:
+    """The method by which autofit sees that the model is in muP."""
+    sizes = ", ".join(f"{identifier(n)!r}: self.config.{g}" for n, g in parametrization.widths.items())
+    return ast.parse(
+        f"def mup_base(self) -> '{name}':\n"
+        '    """This model at the base; beside it autofit sees that it is in muP already."""\n'
+        f"    sizes = {{n: getattr(self.config, n) / growth for n, growth in {{{sizes}}}.items()}}\n"
+        "    if any(size % 1 for size in sizes.values()):\n"
+        "        raise ValueError(f'no whole sizes at the base: {sizes}')\n"
+        "    return build(**{**vars(self.config), **{n: int(size) for n, size in sizes.items()}})\n"
+    ).body[0]
+
+
+def _property(name: str, value: ast.expr, why: str) -> ast.FunctionDef:
+    made = ast.parse(f"@property\ndef {name}(self) -> float:\n    pass").body[0]
+    assert isinstance(made, ast.FunctionDef)
+    made.body = [_doc(why), ast.Return(value)]
+    return made
+
+
+def _monomial(monomial: Monomial) -> str:
+    """``r_out / r_in``, ``r_in ** -0.5``."""
+    above, below = [], []
+    for name, power in monomial.powers:
+        whole = power.denominator == 1
+        text = {"L": "depth"}.get(name, name)
+        shown = text if abs(power) == 1 else f"{text} ** {abs(float(power)) if whole else float(power):g}"
+        (below if whole and power < 0 else above).append(shown)
+    top = " * ".join(above) or "1"
+    return f"{top} / {' / '.join(below)}" if below else top
+
+
+def _training(listed: list[Entry], factors: Factors, name: str, classes: Classes) -> list[ast.stmt]:
+    """``rules``, ``init_weights`` and ``param_groups``."""
+    every = [m for each in factors.settings.values() for ms in each.values() for m in ms]
+    deep = any("L" in dict(m.powers) for m in (*every, *factors.init.values()))
+    args = "r_in, r_out, depth" if deep else "r_in, r_out"
+    init = ", ".join(f"{k!r}: lambda {args}: {_monomial(m)}" for k, m in factors.init.items())
+    rows = []
+    for key, settings in factors.settings.items():
+        columns = []
+        for optimizer in OPTIMIZERS:
+            lr, decay, eps = map(_monomial, settings[optimizer])
+            tuned = factors.tuned[key]
+            columns.append(f"({lr if tuned == 1 else f'{tuned!r} * {lr}'}, {decay}, {eps})")
+        rows.append(f"{key!r}: lambda {args}: ({', '.join(columns)})")
+    columns_ = ", ".join(f"{k!r}: ({i}, {v[0]!r}, {v[1]!r})" for i, (k, v) in enumerate(OPTIMIZERS.items()))
+    names = sorted({n for e in listed for n in (*e.r_in, *e.r_out)})
+    short = {n: "r" if len(names) == 1 else n for n in names}
+    growths = "".join(f"    {short[n]} = config.{n}\n" for n in names)
+    depth = ", model.config.depth_mult" if deep else ""
+    modules = classes.worlds.first.model.modules()
+    padded = any(isinstance(m, nn.Embedding) and m.padding_idx is not None for m in modules)
+    made = ast.parse(f'''
+INIT = {{{init}}}
+"Std of initial values over that at the base, by rule (TP5 Table 8)."
+FACTORS = {{{", ".join(rows)}}}
+"Factors on (lr, weight decay, eps) under AdamW, Adam and SGD, by rule (TP5 Table 8)."
+OPTIMIZERS = {{{columns_}}}
+"Columns of FACTORS, and what torch takes for weight decay and eps."
+
+
+def rules(config: Config) -> dict[str, tuple]:
+    """By name, ``*`` for a number: rule, growth of fan_in and fan_out, how it is drawn, std at the base."""
+{growths}    return _rows
+
+
+def rule_of(name: str, config: Config) -> tuple:
+    """The row of `rules` that a parameter has."""
+    table = rules(config)
+    return table[name] if name in table else table[re.sub(r"(?<![^.])\\d+(?![^.])", "*", name)]
+
+
+@torch.no_grad()
+def init_weights(model: {name}, generator: torch.Generator | None = None) -> None:
+    """Draw initial values."""
+    for name, p in model.named_parameters():
+        rule, r_in, r_out, kind, value = rule_of(name, model.config)
+        if kind == "normal":
+            p.normal_(0, value * INIT[rule](r_in, r_out{depth}), generator=generator)
+        elif kind == "uniform":
+            bound = 3**0.5 * value * INIT[rule](r_in, r_out{depth})
+            p.uniform_(-bound, bound, generator=generator)
+        else:
+            p.copy_(torch.as_tensor(value).expand_as(p))
+{PADDED if padded else ""}
+
+def param_groups(model: {name}, optimizer="adamw", lr=1e-3, weight_decay=None, eps=None) -> list[dict]:
+    """Groups for an optimizer, given by name or class; lr, weight_decay and eps are those tuned at the base."""
+    optimizer = optimizer if isinstance(optimizer, str) else optimizer.__name__.lower()
+    column, own_decay, own_eps = OPTIMIZERS[optimizer]
+    decay, eps = own_decay if weight_decay is None else weight_decay, own_eps if eps is None else eps
+    groups = {{}}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            rule, r_in, r_out, *_ = rule_of(name, model.config)
+            factors = FACTORS[rule](r_in, r_out{depth})[column]
+            settings = {{"lr": lr * factors[0], "weight_decay": decay * factors[1]}}
+            settings |= {{}} if eps is None else {{"eps": eps * factors[2]}}
+            group = groups.setdefault(tuple(settings.values()), {{"params": [], "param_names": [], **settings}})
+            group["params"].append(p)
+            group["param_names"].append(name)
+    return list(groups.values())
+''').body
+    listed_rows = ast.Dict([ast.Constant(e.pattern) for e in listed], [_row(e, short) for e in listed])
+    return [_Put({"_rows": listed_rows}).visit(stmt) for stmt in made]
+
+
+class _Put(ast.NodeTransformer):
+    def __init__(self, parts: Mapping[str, ast.expr]) -> None:
+        self.parts = parts
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.parts.get(node.id, node)
+
+
+ROOTS = {2.0: "2**0.5", round(1 / 3, 9): "3**-0.5", round(25 / 9, 9): "5 / 3"}
+"""Gains by their squares."""
+PADDED = """    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0
+"""
+
+
+def _row(e: Entry, short: Mapping[str, str]) -> ast.expr:
+    value: ast.expr = ast.Constant(int(e.value) if float(e.value).is_integer() else e.value)
+    if e.kind == "unknown":
+        value = parse("float('nan')")  # visibly wrong where nobody loads it
+    if e.kind == "values":
+        assert e.expression is not None
+        value = e.expression
+    if e.fan is not None:
+        formula, names = e.fan
+        size = formula.to_ast(lambda n: parse(f"config.{identifier(n)}"))
+        if names:
+            size = ast.BinOp(size, ast.Div(), parse(f"({' * '.join(short[n] for n in names)})"))
+        value = ast.BinOp(size, ast.Pow(), ast.Constant(-0.5))
+        if e.value != 1:
+            value = ast.BinOp(parse(ROOTS.get(round(e.value**2, 9), repr(e.value))), ast.Mult(), value)
+    if e.layers is not None:
+        times, name = e.layers
+        inner = parse(f"config.{identifier(name)}")
+        inner = ast.BinOp(ast.Constant(int(times)), ast.Mult(), inner) if times != 1 else inner
+        value = ast.BinOp(value, ast.Div(), ast.BinOp(inner, ast.Pow(), ast.Constant(0.5)))
+    growths = [parse(" * ".join(short[n] for n in names) or "1") for names in (e.r_in, e.r_out)]
+    return ast.Tuple([ast.Constant(e.rule), *growths, ast.Constant(e.kind), value])
+
+
 def formatted(source: str) -> str:
     """Laid out by ruff."""
-    from ruff.__main__ import find_ruff_bin
-
-    command = [find_ruff_bin(), "format", "--isolated", "--line-length", "120", "-"]
-    return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    run = [find_ruff_bin()]
+    for command in (["check", "--isolated", "--fix", "--quiet", "--select", "I,F401", "-"], ["format", "--isolated", "--line-length", "120", "-"]):
+        made = subprocess.run([*run, *command], input=source, capture_output=True, text=True, check=True)
+        source = made.stdout
+    return source
