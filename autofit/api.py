@@ -20,6 +20,7 @@ from autofit.capture import capture
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
+from autofit.graphform import graph_form
 from autofit.growth import Growth
 from autofit.measure import Spread, spreads
 from autofit.passes.assign_roles import AssignRoles
@@ -33,6 +34,8 @@ from autofit.report import render, to_json
 from autofit.residuals import residuals
 from autofit.roles import Roles
 from autofit.rules import optimizers, table
+from autofit.source.write import Source, difference, export
+from autofit.stages import stages
 from autofit.tunables import Tunables
 from autofit.verify import verify_program, verify_values
 
@@ -193,6 +196,57 @@ class Analysis:
         lowering.bake(self.model, self.plan, folds(self.roles))
         return self.model
 
+    def export(self, path: str | os.PathLike[str] | None = None, *, multipliers: bool = True) -> Source:
+        """Write the model as one Python file that needs torch alone and trains in muP by itself.
+
+        Its modules, names and state_dict keys are the model's; sizes are fields of a ``Config``, and multipliers,
+        initial values and optimizer groups are functions of these. It is run, captured and compared before it is
+        written.
+
+        Args:
+            path: of the file; ``None`` writes none.
+            multipliers: ``False`` writes the model as it was before muify: what `diff` compares with.
+
+        Returns:
+            The text, how it was shown to be the model, and what in it is fixed or written op by op.
+
+        Raises:
+            ExportError: an op of another package, a size or value that nothing in the file could give, or a file that
+                is not the model.
+            LoweringError: a form whose multipliers are in weights.
+        """
+        made = export(
+            self.model,
+            self.example,
+            self.roles,
+            self.plan,
+            self.spreads,
+            init_constants(self.model),
+            multipliers=multipliers,
+        )
+        if path is not None:
+            Path(path).write_text(made.text, encoding="utf-8")
+        return made
+
+    def diff(self) -> str:
+        """What muP changes, as a patch from the exported model as it was to the one in muP, to be carried by hand."""
+        return difference(self.export(multipliers=False).text, self.export().text)
+
+    def graph(self) -> torch.fx.GraphModule:
+        """The captured program as a module, with every multiplier as a node at its site.
+
+        It holds the model's own parameters under their names, takes the captured inputs in their order, and has the
+        sizes of the example and the mode in which it was captured built in.
+
+        Raises:
+            LoweringError: a multiplier is inside a weight, or the forward pass has no place for it.
+        """
+        return graph_form(self.model, self.roles, self.plan)
+
+    def stages(self) -> str:
+        """Every stage of the analysis as text, so that two runs can be compared line by line."""
+        return stages(self.roles, self.plan)
+
     def base(self) -> dict[str, float]:
         """Base size of every dimension that can grow, in elements; under a scheme of depth, its branches, too."""
         names = (BRANCHES if i == 0 else f"{BRANCHES}.{i + 1}" for i in range(len(self.plan.branches)))
@@ -238,6 +292,8 @@ def analyze(
             "this model is already muified",
             todo="use the object that muify returned; a plan is made from an untouched model",
         )
+    if isinstance(base, int | float) and hasattr(model, "mup_base"):
+        base = _own_base(model)
     say("capture")
     recipe = find_recipe(model)
     dims = InferDims()(capture(model, example, recipe.scalars(model) if recipe else None))
@@ -270,7 +326,7 @@ def analyze(
         form=rules.form,
         bottleneck=bottleneck,
         init=init,
-        constants=_init_constants(model),
+        constants=init_constants(model),
         zero_readout=zero_readout,
         queries=queries(roles) if zero_query else {},
         frozen=frozen,
@@ -378,6 +434,18 @@ def muify(
     return replace(found, applied=True)
 
 
+def _own_base(model: nn.Module) -> nn.Module:
+    """The base that an exported model brings along, so that what it has of muP already is seen."""
+    try:
+        made: nn.Module = model.mup_base()  # type: ignore[operator]
+    except Exception as error:
+        raise BaseError(
+            f"this model says that it is in muP (mup_base), and its base cannot be built: {error}",
+            todo="use its own init_weights and param_groups, or pass base= a model or factory",
+        ) from None
+    return made
+
+
 def _check_options(model: object, **options: str | None) -> None:
     allowed: dict[str, tuple[str | None, ...]] = {
         "init": ("auto", "keep"),
@@ -445,7 +513,7 @@ def _apart(base: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, ..
     return sizes, tuple(counts) or None
 
 
-def _init_constants(model: nn.Module) -> tuple[float, ...]:
+def init_constants(model: nn.Module) -> tuple[float, ...]:
     """Standard deviations that configurations name: floats between 0 and 1 with ``init`` in their field."""
     configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     fields = [item for c in configs.values() if hasattr(c, "to_dict") for item in c.to_dict().items()]

@@ -1,4 +1,4 @@
-"""The command line: ``autofit report | explain | proxy | rules``."""
+"""The command line: ``autofit report | explain | export | proxy | rules``."""
 
 from __future__ import annotations
 
@@ -129,6 +129,42 @@ def explain(target: str, name: str, *, options: Options = DEFAULTS) -> None:
     from autofit.report import explain as explanation
 
     Console(soft_wrap=True, highlight=False).print(explanation(found.plan, found.roles, name), markup=False)
+
+
+@app.command
+def export(
+    target: str,
+    *,
+    options: Options = DEFAULTS,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    diff: Annotated[bool, Parameter(negative=())] = False,
+    stages: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write the rewritten model as one Python file that needs torch alone.
+
+    Args:
+        target: the model.
+        options: of the analysis.
+        output: the file; without it, the source is printed.
+        diff: print what muP changes instead, as a patch from the exported model as it was.
+        stages: print every stage of the analysis as text instead.
+    """
+    found = options.analyze(target)
+    if diff or stages:
+        print(found.diff() if diff else found.stages(), end="")
+        return
+    with Console(stderr=True).status("export"):
+        made = found.export(output)
+    if output is None:
+        print(made.text, end="")
+        return
+    console = Console(markup=False, highlight=False)
+    lines = len(made.text.splitlines())
+    console.print(f"{output}: {lines} lines, {made.classes} classes; equal to the model {made.shown}")
+    for note in made.notes:
+        console.print(f"  {note}")
+    for name, op in made.fallbacks:
+        console.print(f"  {name} calls {op} by its ATen name")
 
 
 @app.command

@@ -154,4 +154,6 @@ def _product(graph: fx.Graph, value: fx.Node, factor: float, label: str | None, 
 
 def exponent(site: Site) -> float:
     """Power of the growth of what a site sums that its factor is, what the user tuned apart."""
-    return 0.0 if site.treatment != "apply" or math.isclose(site.exponent, site.present) else site.exponent - site.present
+    return (
+        0.0 if site.treatment != "apply" or math.isclose(site.exponent, site.present) else site.exponent - site.present
+    )

@@ -114,7 +114,13 @@ class MakePlan:
             sizes={d.name: d.size for d in growth.dimensions},
             parameters=ParameterTable(plans),
             sites=sites,
-            notes=(*growth.notes, *roles.notes, *self._unmoved(plans), *self._of_absolute_scheme(roles)),
+            notes=(
+                *growth.notes,
+                *roles.notes,
+                *self._unmoved(plans),
+                *self._of_absolute_scheme(roles),
+                *self._nothing_to_add(plans, sites),
+            ),
             frozen=roles.unused if self.unused == "freeze" else (),
             branches=roles.branches,
         )
@@ -205,6 +211,13 @@ class MakePlan:
         if kept:
             names = ", ".join(kept)
             yield f"form {self.form}: {names}: no attribute that a module reads, so the multiplier stays inside"
+
+    def _nothing_to_add(self, plans: tuple[ParameterPlan, ...], sites: tuple[SitePlan, ...]) -> Iterator[str]:
+        """What a model is told that has all of its multipliers and initial values already."""
+        untouched = all(math.isclose(p.init_factor, 1, rel_tol=0.02) and p.multiplier == 1 for p in plans)
+        grown = any(p.r_in != 1 and p.rule == "hidden" for p in plans) and self.scheme != "sp"
+        if grown and self.init == "auto" and untouched and all(s.multiplier == 1 for s in sites):
+            yield f"already {self.scheme}: nothing to add to forward and initial values"
 
     def _of_absolute_scheme(self, roles: Roles) -> Iterator[str]:
         """What a base is for there, and readouts whose unit gradients would have to be made in the backward pass."""

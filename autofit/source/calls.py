@@ -13,7 +13,9 @@ from torch import fx, nn
 
 from autofit.program import module_paths, op_name
 
-DROPPED = frozenset(f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range".split())
+DROPPED = frozenset(
+    f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range".split()
+)
 """Checks, which compute nothing."""
 LITERALS = (int, float, bool, str, type(None))
 

@@ -80,7 +80,9 @@ class Classes:
     # what a class is
 
     def _add(self, paths: list[str], taken: set[str]) -> None:
-        name = distinct(identifier(type(self.modules[paths[0]]).__name__, "Module"), taken | {"Config", "build", "Model"})
+        name = distinct(
+            identifier(type(self.modules[paths[0]]).__name__, "Module"), taken | {"Config", "build", "Model"}
+        )
         taken.add(name)
         made = Class(name, paths, self._programs(paths[0]))
         numbers = [dict(self._numbers(path)) for path in paths]
@@ -193,7 +195,9 @@ class Classes:
                 steps.append(("call", relative, given, self._program_of(item)))
                 results = outputs(item)
             else:
-                steps.append((op_name(item), getattr(item.target, "_overloadname", ""), self._shape(item, call, numbering)))
+                steps.append(
+                    (op_name(item), getattr(item.target, "_overloadname", ""), self._shape(item, call, numbering))
+                )
                 results = [item]
             for i, n in enumerate(results):
                 numbering[n] = (len(steps), i)
@@ -229,8 +233,13 @@ class Classes:
             return numbering[direct[0]], direct[1]
         terms = []
         for term in formula.terms:
-            sources = [self.axis_of(self.solver.symbols[s], numbering) if s.startswith("data") else None for s, _ in term.powers]
-            terms.append((term.factor, *((numbering[f[0]], f[1]) if f else s for f, s in zip(sources, term.powers, strict=True))))
+            sources = [
+                self.axis_of(self.solver.symbols[s], numbering) if s.startswith("data") else None
+                for s, _ in term.powers
+            ]
+            terms.append(
+                (term.factor, *((numbering[f[0]], f[1]) if f else s for f, s in zip(sources, term.powers, strict=True)))
+            )
         return tuple(terms)
 
     def vector(self, formula: Formula) -> Vector:
@@ -374,4 +383,3 @@ def _hint(place: Place) -> str:
         return identifier(f"{place[2]}_size" if place[3] == 0 else f"{place[2]}_size_{place[3]}")
     last = place[4][-1]
     return identifier(str(last) if isinstance(last, str) else str(place[3]))
-

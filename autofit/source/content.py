@@ -15,7 +15,7 @@ from autofit.source.calls import constructor_arguments
 from autofit.source.classes import CONTAINERS, Class, Classes
 from autofit.source.names import identifier
 from autofit.source.numbers import Formula, number
-from autofit.source.ops import call, parse
+from autofit.source.syntax import assign, call, method, parse
 
 
 def reach(classes: Classes, path: str, start: str = "") -> ast.expr:
@@ -68,15 +68,14 @@ class Content:
         for name, formula in self.of.attributes.items():
             value = parse(f"config.{formula}") if isinstance(formula, str) else formula.to_ast(self._symbol)
             self.uses_config |= isinstance(formula, str)
-            head.append(ast.Assign([ast.Attribute(ast.Name("self"), name)], value, lineno=0))
+            head.append(assign([ast.Attribute(ast.Name("self"), name)], value))
         self.of.configured |= self.uses_config or self.of.is_root
         if self.of.is_root:
             head.insert(1, ast.parse("self.config = config").body[0])
-        args = [ast.arg("self"), *([ast.arg("config", ast.Name("Config"))] if self.of.configured else [])]
+        args = [ast.arg("config", ast.Name("Config"))] if self.of.configured else []
         for name, values in self.of.arguments.items():
             args.append(ast.arg(name, ast.Name("int" if next(iter(values.values())).whole else "float")))
-        made = ast.arguments(posonlyargs=[], args=args, kwonlyargs=[], kw_defaults=[], defaults=[])
-        return ast.FunctionDef("__init__", made, [*head, *body], [], ast.Constant(None), type_params=[])
+        return method("__init__", args, [*head, *body], ast.Constant(None))
 
     def _ties(self) -> Iterator[ast.stmt]:
         """Parameters under several names."""
@@ -104,18 +103,22 @@ class Content:
             if p is None:
                 yield self._register(owner, "register_parameter", name, ast.Constant(None))
                 continue
-            shape = [self.formula(("shape", above, name, a), self.classes.of_shape(path, name, a)) for a in range(p.dim())]
+            shape = [
+                self.formula(("shape", above, name, a), self.classes.of_shape(path, name, a)) for a in range(p.dim())
+            ]
             value = call("nn.Parameter", [call("torch.empty", shape if shape else [ast.Tuple([])])])
             if not p.requires_grad:
-                value.keywords.append(ast.keyword("requires_grad", ast.Constant(False)))  # type: ignore[attr-defined]
+                value.keywords.append(ast.keyword("requires_grad", ast.Constant(False)))
             yield self._assign(owner, name, value, "register_parameter")
         for name, b in module._buffers.items():
             if b is not None:
                 kept = name not in module._non_persistent_buffers_set
                 if kept or self._is_read(path, name):
-                    made = call(ast.Attribute(owner, "register_buffer"), [ast.Constant(name), self._buffer(path, name, b)])
+                    made = call(
+                        ast.Attribute(owner, "register_buffer"), [ast.Constant(name), self._buffer(path, name, b)]
+                    )
                     if not kept:
-                        made.keywords.append(ast.keyword("persistent", ast.Constant(False)))  # type: ignore[attr-defined]
+                        made.keywords.append(ast.keyword("persistent", ast.Constant(False)))
                     yield ast.Expr(made)
         for name, child in module._modules.items():
             if child is not None:
@@ -125,10 +128,16 @@ class Content:
         full = f"{path}.{name}" if path else name
         return any(full in names for node, names in self.classes.state.items() if node.users)
 
-    def _child(self, owner: ast.expr, path: str, name: str, child: nn.Module, above: tuple[str, ...]) -> Iterator[ast.stmt]:
+    def _child(
+        self, owner: ast.expr, path: str, name: str, child: nn.Module, above: tuple[str, ...]
+    ) -> Iterator[ast.stmt]:
         made = self._made(path, child, (*above, name))
         if made is not None:
-            if path in self.classes.calls or any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
+            if (
+                path in self.classes.calls
+                or any(True for _ in child.parameters())
+                or any(True for _ in child.buffers())
+            ):
                 yield self._assign(owner, name, made, "add_module")
             return
         if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
@@ -202,7 +211,7 @@ class Content:
 
     def _assign(self, owner: ast.expr, name: str, value: ast.expr, register: str) -> ast.stmt:
         if attribute_is_safe(name) and not hasattr(nn.Module, name):
-            return ast.Assign([ast.Attribute(owner, name)], value, lineno=0)
+            return assign([ast.Attribute(owner, name)], value)
         return self._register(owner, register, name, value)
 
     def _register(self, owner: ast.expr, register: str, name: str, value: ast.expr) -> ast.stmt:
@@ -234,7 +243,7 @@ def buffer(value: torch.Tensor, shape: list[ast.expr]) -> ast.expr | None:
     """An expression for the values of a buffer, checked against them bit for bit; ``None`` where none is known."""
     if value.is_meta:
         return None
-    dims: list[ast.expr] = [ast.Tuple([])] if not shape else shape
+    dims: list[ast.expr] = shape or [ast.Tuple([])]
     dtype = {} if value.dtype == torch.float32 else {"dtype": parse(str(value.dtype))}
     if value.numel() and bool((value == value.flatten()[0]).all()):
         first = value.flatten()[0].item()
@@ -256,10 +265,14 @@ def buffer(value: torch.Tensor, shape: list[ast.expr]) -> ast.expr | None:
         for theta in {round(guess), float(f"{guess:.3g}"), float(f"{guess:.2g}"), float(f"{guess:.1g}")}:
             if theta > 0 and torch.equal(value, 1.0 / (float(theta) ** (torch.arange(0, n, 2).float() / n))):
                 size = ast.BinOp(ast.Constant(2), ast.Mult(), shape[0])
-                return parse("1.0 / _t ** (torch.arange(0, _n, 2).float() / _n)", _t=number(float(theta)), _n=_twice(shape[0], size))
+                return parse(
+                    "1.0 / _t ** (torch.arange(0, _n, 2).float() / _n)",
+                    _t=number(float(theta)),
+                    _n=_twice(shape[0], size),
+                )
     if value.numel() <= 64:
         made = call("torch.tensor", [ast.parse(repr(value.tolist()), mode="eval").body])
-        return ast.Call(made.func, made.args, [ast.keyword(k, v) for k, v in dtype.items()])  # type: ignore[attr-defined]
+        return ast.Call(made.func, made.args, [ast.keyword(k, v) for k, v in dtype.items()])
     return None
 
 
@@ -268,4 +281,3 @@ def _twice(half: ast.expr, size: ast.expr) -> ast.expr:
     if isinstance(half, ast.BinOp) and isinstance(half.op, ast.FloorDiv) and ast.unparse(half.right) == "2":
         return half.left
     return size
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import operator
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from autofit.source.classes import Class, Classes, literals, of_data
 from autofit.source.content import attribute, reach
 from autofit.source.names import arguments, distinct, identifier, statement
 from autofit.source.numbers import Formula, Term
-from autofit.source.ops import Path, Scope, Writer, call, name_of, parse
+from autofit.source.ops import Path, Scope, Writer, name_of
+from autofit.source.syntax import assign, call, method, parse
 
 RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())
 TODO = "keep muify's model as it is, or spell this line in ops of torch"
@@ -106,9 +108,7 @@ class Forward:
             self.at = i
             if step.into is None:
                 body += self._statements(step)
-        args = [ast.arg("self"), *map(ast.arg, self.names)]
-        made = ast.arguments(posonlyargs=[], args=args, kwonlyargs=[], kw_defaults=[], defaults=[])
-        return ast.FunctionDef(name, made, [*self._sizes_first(), *body], [], type_params=[])
+        return method(name, map(ast.arg, self.names), [*self._sizes_first(), *body])
 
     def _argument_names(self, given: tuple[str, ...] | None) -> list[str]:
         own = arguments(self.classes.modules[self.program.path])
@@ -123,14 +123,14 @@ class Forward:
         for node, axes in self.unpacked.items():
             name = self.names[self.inputs.index(node)]
             last = max(axes)
-            targets = [ast.Name(axes.get(i, "_")) for i in range(last + 1)]
+            targets: list[ast.expr] = [ast.Name(axes.get(i, "_")) for i in range(last + 1)]
             shape: ast.expr = ast.Attribute(ast.Name(name), "shape")
             if len(targets) == 1:
-                yield ast.Assign([targets[0]], ast.Subscript(shape, ast.Constant(last)), lineno=0)
+                yield assign(targets, ast.Subscript(shape, ast.Constant(last)))
                 continue
             if last + 1 < node.meta["val"].dim():
                 shape = ast.Subscript(shape, ast.Slice(None, ast.Constant(last + 1)))
-            yield ast.Assign([ast.Tuple(targets)], shape, lineno=0)
+            yield assign(targets, shape)
 
     def _wish(self, node: fx.Node) -> str:
         if node.op == "placeholder":
@@ -183,7 +183,9 @@ class Forward:
         first = next(item.nodes())
         found = statement(first, self.program.depth)
         reads = tuple(inputs(item, self.state))
-        return Step((item,), tuple(outputs(item)), reads, found.place if found else None, found.targets if found else ())
+        return Step(
+            (item,), tuple(outputs(item)), reads, found.place if found else None, found.targets if found else ()
+        )
 
     def _loop(self, at: int) -> int:
         """How many calls from here on are a loop over a list of modules, each on what the one before it gave."""
@@ -225,7 +227,7 @@ class Forward:
         """Whether only the last call's values are read after a loop, and places are carried alike all along."""
         inside = {n for c in run for n in c.nodes()}
         patterns = set()
-        for before, item in zip(run, run[1:], strict=False):
+        for before, item in itertools.pairwise(run):
             made = outputs(before)
             old, new = inputs(before, self.state), inputs(item, self.state)
             patterns.add(tuple(made.index(b) if a is not b else None for a, b in zip(old, new, strict=True)))
@@ -250,7 +252,7 @@ class Forward:
         for step in self.steps:
             for item in step.items:
                 if isinstance(item, fx.Node):
-                    for where, value in literals(item):
+                    for where, _ in literals(item):
                         formula = self.classes.of_literal(item, where)
                         if of_data(formula):
                             self._find_size(step, formula, known)
@@ -276,7 +278,11 @@ class Forward:
         for (node, axis), count in counts.items():
             if count > 1:
                 rank = node.meta["val"].dim()
-                wish = ["batch", "length", "size"][min(axis, 2)] if rank < 4 else ["batch", "channels", "height", "width"][min(axis, 3)]
+                wish = (
+                    ["batch", "length", "size"][min(axis, 2)]
+                    if rank < 4
+                    else ["batch", "channels", "height", "width"][min(axis, 3)]
+                )
                 name = distinct(wish, taken)
                 taken.add(name)
                 found.setdefault(node, {})[axis] = name
@@ -360,7 +366,7 @@ class Forward:
                 yield ast.Expr(value)
                 return
             targets: list[ast.expr] = [ast.Name(n) for n in names]
-            yield ast.Assign([targets[0] if len(targets) == 1 else ast.Tuple(targets)], value, lineno=0)
+            yield assign(targets, value)
 
     def _bind(self, step: Step) -> list[str]:
         """Names for the results of a step; a name whose value is not read any more is taken again."""
@@ -372,7 +378,9 @@ class Forward:
                 continue
             wish = self.wish.get(node, "_")
             if wish == "_":
-                wish = item.path.rpartition(".")[2] if isinstance(item, Call) else NAMES.get(name_of(item), name_of(item))
+                wish = (
+                    item.path.rpartition(".")[2] if isinstance(item, Call) else NAMES.get(name_of(item), name_of(item))
+                )
                 wish = f"{wish}_output" if isinstance(item, Call) and not wish.isdigit() else wish
             name = identifier(wish, "x")
             name = distinct(name, [*self._busy(), *made])
@@ -398,12 +406,12 @@ class Forward:
         names = self._bind(step)
         for name, value in zip(names, start, strict=True):
             if not (isinstance(value, ast.Name) and value.id == name):
-                yield ast.Assign([ast.Name(name)], value, lineno=0)
+                yield assign([ast.Name(name)], value)
         by_node = dict(zip(step.carried, names, strict=True))
         args = [ast.Name(by_node[n]) if n in by_node else fixed[n] for n in arguments_]
         owner, _, number = first.path.rpartition(".")
         container = self._module(owner)
-        total = len(self.classes.modules[owner])  # type: ignore[arg-type]
+        total = len(self.classes.modules[owner]._modules)
         begin, end = int(number), int(number) + len(run)
         if (begin, end) != (0, total):
             lower = ast.Constant(begin) if begin else None
@@ -415,8 +423,10 @@ class Forward:
         if known is not None and (method := self.classes.method(first)) != "forward":
             called = ast.Attribute(called, method)
         made = outputs(run[-1])  # type: ignore[arg-type]
-        targets: list[ast.expr] = [ast.Name(names[step.results.index(n)]) if n in step.results else ast.Name("_") for n in made]
-        body = ast.Assign([targets[0] if len(targets) == 1 else ast.Tuple(targets)], call(called, args), lineno=0)
+        targets: list[ast.expr] = [
+            ast.Name(names[step.results.index(n)]) if n in step.results else ast.Name("_") for n in made
+        ]
+        body = assign(targets, call(called, args))
         yield ast.For(ast.Name(variable), container, [body], [], lineno=0)
 
     # expressions
@@ -451,7 +461,9 @@ class Forward:
             given.value = ast.BinOp(given.value, ast.Mult(), factor)
         elif "scaled_dot" in op_name(node):
             query: Any = node.args[0]
-            size = ast.BinOp(ast.Subscript(ast.Attribute(self.operand(query), "shape"), parse("-1")), ast.Pow(), parse("-0.5"))
+            size = ast.BinOp(
+                ast.Subscript(ast.Attribute(self.operand(query), "shape"), parse("-1")), ast.Pow(), parse("-0.5")
+            )
             made.keywords.append(ast.keyword("scale", ast.BinOp(size, ast.Mult(), factor)))
         else:
             made.keywords.append(ast.keyword("alpha", factor))
@@ -461,9 +473,9 @@ class Forward:
         target = self._module(item.path)
         known = self.classes.by_path.get(item.path)
         if known is not None:
-            method = self.classes.method(item)
-            return call(target if method == "forward" else ast.Attribute(target, method), args)
-        made = call(target, args)
+            which = self.classes.method(item)
+            return call(target if which == "forward" else ast.Attribute(target, which), args)
+        made: ast.expr = call(target, args)
         module = self.classes.modules[item.path]
         if isinstance(module, torch.nn.RNNBase):
             step.results = (step.results[0],) if step.results else ()
@@ -487,8 +499,8 @@ class Forward:
                 return ast.Name(name)
         tensor = self.classes.worlds.first.program.tensors.get(node.name)
         if tensor is not None and tensor.numel() <= 64:
-            made = call("torch.tensor", [ast.parse(repr(tensor.tolist()), mode="eval").body])
-            return call(made.func, made.args, {"dtype": parse(str(tensor.dtype)), "device": self.device()})  # type: ignore[attr-defined]
+            keywords = {"dtype": parse(str(tensor.dtype)), "device": self.device()}
+            return call("torch.tensor", [parse(repr(tensor.tolist()))], keywords)
         raise ExportError(f"the value of {node.name} is not known here")
 
     def literal(self, node: fx.Node, where: Path, value: Any) -> ast.expr:
@@ -521,7 +533,9 @@ class Forward:
             return ast.Attribute(ast.Name("self"), self.classes.attribute_for(self.of, one))
         found = self._size(self.classes.solver.symbols[name])
         if found is None:
-            raise ExportError(f"the size {self.classes.worlds.symbols[name]} of the data is needed where no value has it")
+            raise ExportError(
+                f"the size {self.classes.worlds.symbols[name]} of the data is needed where no value has it"
+            )
         return found
 
     def _size(self, vector: tuple[Any, ...]) -> ast.expr | None:
@@ -555,7 +569,11 @@ class Forward:
             return parse(str(value))
         for name, bound in self.bound.items():
             mine, theirs = bound.meta.get("val"), half.at[bound].meta.get("val") if bound in half.at else None
-            if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor) and (mine.dtype, theirs.dtype) == (value, other):
+            if (
+                isinstance(mine, torch.Tensor)
+                and isinstance(theirs, torch.Tensor)
+                and (mine.dtype, theirs.dtype) == (value, other)
+            ):
                 return ast.Attribute(ast.Name(name), "dtype")
         return ast.Attribute(self._some_state(), "dtype")
 
@@ -570,7 +588,13 @@ class Forward:
         return parse("next(self.parameters())")
 
 
-NAMES = {"scaled_dot_product_attention": "attended", "getitem": "part", "linear": "projected", "view": "x", "reshape": "x"}
+NAMES = {
+    "scaled_dot_product_attention": "attended",
+    "getitem": "part",
+    "linear": "projected",
+    "view": "x",
+    "reshape": "x",
+}
 SMALL = frozenset(f"aten.{n}" for n in "unsqueeze arange".split())
 
 

@@ -59,14 +59,26 @@ class Formula:
     def _term(self, term: Term, symbol: Callable[[str], ast.expr]) -> ast.expr:
         if not term.powers:
             value = term.factor
-            return number(int(value) if self.whole or isinstance(value, Fraction) and value.denominator == 1 and self.whole else float(value))
+            return number(
+                int(value)
+                if self.whole or (isinstance(value, Fraction) and value.denominator == 1 and self.whole)
+                else float(value)
+            )
         above = [(n, p) for n, p in term.powers if p > 0]
         below = [(n, -p) for n, p in term.powers if p < 0]
         factor = term.factor
         if self.whole:
             assert isinstance(factor, Fraction)
-            top = _product([*([number(factor.numerator)] if factor.numerator != 1 or not above else []), *(_power(symbol(n), p) for n, p in above)])
-            bottom = [*([number(factor.denominator)] if factor.denominator != 1 else []), *(_power(symbol(n), p) for n, p in below)]
+            top = _product(
+                [
+                    *([number(factor.numerator)] if factor.numerator != 1 or not above else []),
+                    *(_power(symbol(n), p) for n, p in above),
+                ]
+            )
+            bottom = [
+                *([number(factor.denominator)] if factor.denominator != 1 else []),
+                *(_power(symbol(n), p) for n, p in below),
+            ]
             return ast.BinOp(top, ast.FloorDiv(), _product(bottom)) if bottom else top
         shared = {abs(p) for _, p in term.powers}
         if len(shared) == 1 and len(term.powers) > 1 and (power := shared.pop()) != 1:
@@ -169,7 +181,9 @@ class Solver:
             if len(values) < len(formula.symbols):
                 return False
             try:
-                exact = sum(float(t.factor) * math.prod(values[n] ** float(p) for n, p in t.powers) for t in formula.terms)
+                exact = sum(
+                    float(t.factor) * math.prod(values[n] ** float(p) for n, p in t.powers) for t in formula.terms
+                )
             except (ZeroDivisionError, OverflowError):
                 return False
             if not math.isclose(exact, float(v), rel_tol=1e-9 if formula.whole else 1e-6):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,27 +14,10 @@ from torch import fx
 
 from autofit.errors import ExportError
 from autofit.program import op_name
+from autofit.source.syntax import call, parse
 
 Path = tuple[Any, ...]
 """Where an argument is: ``("args", 1, 0)`` or ``("kwargs", "scale")``."""
-
-
-def parse(text: str, **parts: ast.expr) -> ast.expr:
-    """An expression with names in it replaced by expressions."""
-
-    class Put(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return copy.deepcopy(parts[node.id]) if node.id in parts else node
-
-    made = Put().visit(ast.parse(text, mode="eval").body)
-    assert isinstance(made, ast.expr)
-    return made
-
-
-def call(function: ast.expr | str, args: list[ast.expr], keywords: dict[str, ast.expr] | None = None) -> ast.expr:
-    """A call; the function by name or as an expression."""
-    made = parse(function) if isinstance(function, str) else function
-    return ast.Call(made, args, [ast.keyword(k, v) for k, v in (keywords or {}).items()])
 
 
 BINARY: dict[str, type[ast.operator]] = {
@@ -119,7 +101,7 @@ class Writer:
         """
         self.fallback = False
         if node.target is operator.getitem:
-            return ast.Subscript(self._value(node, ("args", 0), node.args[0]), ast.Constant(node.args[1]))
+            return ast.Subscript(self._value(node, ("args", 0), node.args[0]), ast.Constant(int(str(node.args[1]))))
         special = getattr(self, f"_{name_of(node).replace('.', '_')}", None)
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             if node.target.namespace not in ("aten", "prims"):

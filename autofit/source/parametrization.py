@@ -26,7 +26,7 @@ from autofit.source.classes import Classes
 from autofit.source.content import buffer
 from autofit.source.names import distinct, identifier
 from autofit.source.numbers import Formula, Term, constant
-from autofit.source.ops import parse
+from autofit.source.syntax import parse
 
 OPTIMIZERS = {"adamw": (1e-2, 1e-8), "adam": (0.0, 1e-8), "sgd": (0.0, None)}
 """What an exported file makes groups for, with torch's defaults of weight decay and eps."""
@@ -167,7 +167,8 @@ def _why(site: Site, plan: Plan) -> str:
     rule = table(plan.scheme).rules["output"].source("multiplier") if site.kind == "readout" else source
     what = {"readout": "what a readout sums", "attention": "what a product of activations sums"}
     what |= {"embedding": "the width of what is looked up", "residual": "the number of residual branches"}
-    return f"By {what[site.kind]}: in all it has to go with the power {site.exponent:g} of its growth ({rule or plan.scheme})."
+    said = f"By {what[site.kind]}: in all it has to go with the power {site.exponent:g} of its growth"
+    return f"{said} ({rule or plan.scheme})."
 
 
 # growth as functions of sizes
@@ -180,7 +181,11 @@ def settle_growths(made: Parametrization, classes: Classes) -> None:
         formula, size = _main(made, classes)
         base = f"base_{formula.symbols[0]}" if len(formula.symbols) == 1 else "base_width"
         made.bases[identifier(base)] = growth.number
-        made.growths["width_mult"] = (formula, identifier(base), f"growth of the width over the base ({size} elements here)")
+        made.growths["width_mult"] = (
+            formula,
+            identifier(base),
+            f"growth of the width over the base ({size} elements here)",
+        )
     else:
         for d in growth.dimensions:
             if d.grows:
@@ -191,14 +196,21 @@ def settle_growths(made: Parametrization, classes: Classes) -> None:
     deep = next((s for s in made.roles.sites if s.kind == "residual"), None)
     if deep is not None and "depth_mult" in "".join(ast.dump(m.value) for m in made.multipliers.values()):
         ratio = deep.ratio
-        stacks = [n for n in classes.worlds.stacks]
+        stacks = list(classes.worlds.stacks)
         layers = len(classes.worlds.first.model.get_submodule(classes.worlds.stacks[stacks[0]][0])) if stacks else 0  # type: ignore[arg-type]
         if not stacks:
-            made.bases["base_depth"], made.growths["depth_mult"] = 1 / ratio, (constant(1), "base_depth", "growth of the depth")
+            made.bases["base_depth"], made.growths["depth_mult"] = (
+                1 / ratio,
+                (constant(1), "base_depth", "growth of the depth"),
+            )
         else:
             formula = _symbol(stacks[0])
             made.bases[f"base_{identifier(stacks[0])}"] = layers / ratio
-            made.growths["depth_mult"] = (formula, f"base_{identifier(stacks[0])}", "growth of the number of residual branches")
+            made.growths["depth_mult"] = (
+                formula,
+                f"base_{identifier(stacks[0])}",
+                "growth of the number of residual branches",
+            )
     _settle_widths(made, classes)
 
 
@@ -231,7 +243,9 @@ def _main(made: Parametrization, classes: Classes) -> tuple[Formula, int]:
     main = next(d for d in growth.dimensions if d.name == growth.main)
     assert growth.number is not None
     wanted_size = growth.number * main.ratio
-    for use in sorted(dims.uses, key=lambda u: not any(s.node is u.node and s.kind == "readout" for s in made.roles.sites)):
+    for use in sorted(
+        dims.uses, key=lambda u: not any(s.node is u.node and s.kind == "readout" for s in made.roles.sites)
+    ):
         for axis, kind in use.kinds.items():
             cell = dims.of_parameter[use.parameter][axis]
             inside = any(growth.dimension(a) is main for a in dims.axes.atoms(cell))
@@ -327,7 +341,9 @@ def entries(
         for group in groups.values():
             whole = len(groups) == 1 and shapes[pattern] == 1
             for p in group[:1] if whole else group:
-                found.append(_entry(made, classes, pattern if whole else p.name, p, group, spreads, values, constants, factors))
+                found.append(
+                    _entry(made, classes, pattern if whole else p.name, p, group, spreads, values, constants, factors)
+                )
     return found, factors
 
 
@@ -377,13 +393,16 @@ def _entry(
     if abs(spread.mean) > 2 * spread.std:
         owner, _, own = p.name.rpartition(".")
         tensor = values[p.name]
-        shape = [classes.of_shape(owner, own, a).to_ast(lambda n: parse(f"config.{identifier(n)}")) for a in range(tensor.dim())]
+        shape = [
+            classes.of_shape(owner, own, a).to_ast(lambda n: parse(f"config.{identifier(n)}"))
+            for a in range(tensor.dim())
+        ]
         made_of = buffer(tensor.detach(), shape)
         return Entry(pattern, rule, r_in, r_out, "values" if made_of is not None else "unknown", 0.0, None, made_of)
-    kind = "uniform" if spread.uniform else "normal"
+    drawn = "uniform" if spread.uniform else "normal"
     fan = _fan(made, p, classes) if p.init_fan else None
     if fan is not None:
-        return Entry(pattern, rule, r_in, r_out, kind, p.init_gain, layers, None, fan)
+        return Entry(pattern, rule, r_in, r_out, drawn, p.init_gain, layers, None, fan)
     known = [s for q in group if (s := spreads.get(q.name)) is not None]
     count = sum(s.count for s in known)
     std = math.sqrt(sum(s.std**2 * s.count for s in known) / count)
@@ -391,7 +410,7 @@ def _entry(
     if layers is not None:
         std *= math.sqrt(p.init_layers)
     pooled = Spread(std, 0.0, spread.bound, count)
-    return Entry(pattern, rule, r_in, r_out, kind, _snapped(pooled, p, constants), layers)
+    return Entry(pattern, rule, r_in, r_out, drawn, _snapped(pooled, p, constants), layers)
 
 
 def _fan(made: Parametrization, p: ParameterPlan, classes: Classes) -> tuple[Formula, tuple[str, ...]] | None:
@@ -403,8 +422,8 @@ def _fan(made: Parametrization, p: ParameterPlan, classes: Classes) -> tuple[For
         if use is None:
             continue
         taps = [a for a, k in use.kinds.items() if k == "taps"]
-        for kind in ("in", "out"):
-            axes = [a for a, k in use.kinds.items() if k == kind]
+        for end in ("in", "out"):
+            axes = [a for a, k in use.kinds.items() if k == end]
             vectors = [classes.shapes(q.name, a) for a in (*axes, *taps)]
             if axes and math.isclose(math.prod(v[0] or 0 for v in vectors), p.init_fan):
                 whole = tuple(math.prod(v[i] or 0 for v in vectors) for i in range(len(vectors[0])))

@@ -84,7 +84,9 @@ def _compare(model: nn.Module, again: nn.Module, inputs: Mapping[str, Any]) -> N
         wanted = _tensors(model.eval()(**inputs))
         found = _tensors(again.eval()(**data))
     for a, b in zip(wanted, found, strict=False):
-        if a.shape != b.shape or not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5 * float(a.float().abs().max())):
+        if a.shape != b.shape or not torch.allclose(
+            a.float(), b.float(), rtol=1e-4, atol=1e-5 * float(a.float().abs().max())
+        ):
             raise ExportError("the exported file computes something else", todo="please report it with this model")
     if len(wanted) != len(found):
         raise ExportError(f"the exported file gives {len(found)} tensors, the model {len(wanted)}")

@@ -103,17 +103,17 @@ def does_nothing(node: fx.Node) -> bool:
     before, after = node.args[0].meta.get("val"), node.meta.get("val")
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor) or before.dtype != after.dtype:
         return False
-    name, same = op_name(node), before.shape == after.shape
+    name, same = op_name(node), tuple(before.shape) == tuple(after.shape)
     if name in ALIASES or (name in CASTS and same):
         return True
     if name in ("aten.add", "aten.sub"):
-        return same and _is(node.args[1], 0) and not node.kwargs
+        return bool(same) and _is(node.args[1], 0) and not node.kwargs
     if name in ("aten.mul", "aten.div"):
-        return same and _is(node.args[1], 1) and not node.kwargs
+        return bool(same) and _is(node.args[1], 1) and not node.kwargs
     if name == "aten.slice":
-        return same and (len(node.args) < 5 or node.args[4] == 1)
+        return same and (len(node.args) < 5 or _is(node.args[4], 1))
     if name == "aten.dropout":
-        return node.args[1] == 0
+        return _is(node.args[1], 0)
     return same and (name in RESHAPING or (name == "aten.contiguous" and node.args[0].op == "placeholder"))
 
 
@@ -137,14 +137,20 @@ def _value(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _value(n, known))
         kwargs = {k: "cpu" if k == "device" else v for k, v in kwargs.items()}
         args = tuple(torch.device("cpu") if isinstance(a, torch.device) else a for a in args)
-        known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        op: Any = node.target
+        known[node] = op(*args, **kwargs)
     return known[node]
 
 
 def _replace_mask(copies: list[fx.Node], worlds: Iterable[World]) -> None:
     """A causal mask as ``ones(n, n).tril()``, where its values are these in every capture."""
     value = copies[0].meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dim() < 2 or value.shape[-1] != value.shape[-2] or value.shape[-1] < 2:
+    if (
+        not isinstance(value, torch.Tensor)
+        or value.dim() < 2
+        or value.shape[-1] != value.shape[-2]
+        or value.shape[-1] < 2
+    ):
         return
     try:
         masks = [_value(n, {}) for n in copies]
@@ -158,7 +164,7 @@ def _replace_mask(copies: list[fx.Node], worlds: Iterable[World]) -> None:
                 _put(node, plan[1])
             for pair in zip(*(_new(n) for n in copies), strict=True):
                 for world, other in zip(list(worlds)[1:], pair[1:], strict=True):
-                    world.at[pair[0]] = other  # type: ignore[index]
+                    world.at[pair[0]] = other
             return
 
 
@@ -215,4 +221,3 @@ def _put(node: fx.Node, steps: Steps) -> None:
 def _new(node: fx.Node) -> list[fx.Node]:
     made: list[fx.Node] = node.meta["replaced_by"]
     return made
-

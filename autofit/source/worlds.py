@@ -56,8 +56,8 @@ class World:
     def shape(self, path: str, name: str, axis: int) -> int | None:
         """The size of a parameter or buffer of a module."""
         module = self._module(path)
-        tensor = None if module is None else module._parameters.get(name)
-        tensor = module._buffers.get(name) if module is not None and tensor is None else tensor
+        held = {} if module is None else {**module._buffers, **module._parameters}
+        tensor = held.get(name)
         return int(tensor.shape[axis]) if isinstance(tensor, torch.Tensor) and axis < tensor.dim() else None
 
     def setting(self, path: str, key: str) -> Any:
@@ -117,20 +117,25 @@ class Imagined(World):
     def _behind(self, node: fx.Node, where: Path, value: int) -> Cell | None:
         """The axis that a number of an op is the size of."""
         cells, name, last = self._cells(node), op_name(node).removeprefix("aten."), where[-1]
+        args: Any = node.args
         if name in SHAPED and isinstance(last, int):
             at = last if len(where) == 3 else 0
-            return cells[at] if at < len(cells) and isinstance(cells[at], Cell) else None
+            return self._cell(cells[at]) if at < len(cells) else None
         if name == "unflatten" and len(where) == 3:
-            at = int(node.args[1]) % len(cells) + last - (len(node.args[2]) - 1 if node.args[1] < 0 else 0)  # type: ignore
-            return cells[at]
+            at = int(args[1]) % len(cells) + last - (len(args[2]) - 1 if args[1] < 0 else 0)
+            return self._cell(cells[at])
         if name in ("split", "split_with_sizes"):
-            dim = int(node.args[2]) if len(node.args) > 2 else 0  # type: ignore[call-overload]
+            dim = int(args[2]) if len(args) > 2 else 0
             piece = cells[last if len(where) == 3 else 0]
-            return piece[dim] if isinstance(piece, tuple) else None
+            return self._cell(piece[dim]) if isinstance(piece, tuple) else None
         if name == "layer_norm" and where[1] == 1:
             given = self._cells(node.all_input_nodes[0])
-            return given[len(given) - len(node.args[1]) + last] if given else None  # type: ignore[arg-type]
+            return self._cell(given[len(given) - len(args[1]) + last]) if given else None
         return None
+
+    @staticmethod
+    def _cell(value: object) -> Cell | None:
+        return value if isinstance(value, Cell) else None
 
     def size(self, node: fx.Node, axis: int) -> int | None:
         cells = self._cells(node)
@@ -161,7 +166,9 @@ class Imagined(World):
         return None
 
 
-SHAPED = frozenset("view reshape _unsafe_view expand zeros ones full empty new_zeros new_ones new_full arange randn".split())
+SHAPED = frozenset(
+    "view reshape _unsafe_view expand zeros ones full empty new_zeros new_ones new_full arange randn".split()
+)
 
 
 def sized_by(module: nn.Module | None, key: str, value: int) -> list[tuple[str, int]]:
@@ -372,14 +379,14 @@ def _resized(example: Example, program: Program, dims: Dims) -> Iterator[tuple[i
     """Examples in which one size of the data is another: the size, what it becomes, and the examples."""
     values, spec = _pytree.tree_flatten((example.args, example.kwargs))
     tensors = [i for i, v in enumerate(values) if isinstance(v, torch.Tensor)]
-    nodes = [n for n in program.inputs if n in dims.of and dims.of[n]]
+    nodes = [n for n in program.inputs if dims.of.get(n)]
     if len(nodes) != len(tensors):
         return
     groups: dict[int, list[tuple[int, int]]] = {}
     for i, name in zip(tensors, nodes, strict=True):
         for axis, cell in enumerate(dims.of[name]):
-            if values[i].shape[axis] > 1:
-                groups.setdefault(dims.axes.find(cell).serial, []).append((i, axis))  # type: ignore[arg-type]
+            if isinstance(cell, Cell) and values[i].shape[axis] > 1:
+                groups.setdefault(dims.axes.find(cell).serial, []).append((i, axis))
     for members in groups.values():
         size = values[members[0][0]].shape[members[0][1]]
         options = [size + 4, 2 * size]
@@ -426,7 +433,10 @@ def _imagined(first: World, growth: Growth, twin: Mapping[fx.Node, str]) -> Iter
             plain = root.kind == "atom" and root.size > 1 and growth.dimension(root) is None
             if plain and kinds <= {"index", "out"} and kinds and not any(root.serial in c for c in named):
                 owner = p.name.split(".")[-2] if "." in p.name else "model"
-                named[frozenset({root.serial})] = f"{identifier(owner)}_{'size' if 'index' in kinds else 'outputs'}", root.size
+                named[frozenset({root.serial})] = (
+                    f"{identifier(owner)}_{'size' if 'index' in kinds else 'outputs'}",
+                    root.size,
+                )
     taken: set[str] = set()
     for cells, (wish, size) in named.items():
         name = distinct(wish, taken)
@@ -461,12 +471,16 @@ def _fields(model: nn.Module, first: World) -> Iterator[tuple[str, int, list[int
         seen |= {s for v in _pytree.tree_leaves(values) if isinstance(v, torch.Tensor) for s in v.shape}
     for name, value in config.to_dict().items():
         if isinstance(value, int) and not isinstance(value, bool) and value > 1 and value in seen:
-            yield name, value, [2 * value, *([value // 2] if value % 2 == 0 and value > 2 else []), value + 1, 3 * value]
+            yield (
+                name,
+                value,
+                [2 * value, *([value // 2] if value % 2 == 0 and value > 2 else []), value + 1, 3 * value],
+            )
 
 
 def _rebuilt(model: nn.Module, name: str, value: int) -> nn.Module | None:
     """The model that its class makes from its configuration with one other number."""
-    config = copy.deepcopy(model.config)  # type: ignore[union-attr]
+    config = copy.deepcopy(model.config)
     try:
         setattr(config, name, value)
         with warnings.catch_warnings(), torch.device("meta"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from ruff.__main__ import find_ruff_bin
+from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 from torch import fx, nn
 
 from autofit.growth import Growth
@@ -24,8 +25,6 @@ from autofit.source.content import Content
 from autofit.source.forward import Forward
 from autofit.source.names import identifier
 from autofit.source.numbers import Solver
-from autofit.source.ops import parse
-from autofit.source.proof import prove
 from autofit.source.parametrization import (
     OPTIMIZERS,
     Entry,
@@ -36,6 +35,8 @@ from autofit.source.parametrization import (
     require_exportable,
     settle_growths,
 )
+from autofit.source.proof import prove
+from autofit.source.syntax import Plain, Put, class_, doc, method, parse
 from autofit.source.tidy import tidy
 from autofit.source.worlds import Worlds, see, twins, without
 
@@ -112,7 +113,9 @@ def _classes(worlds: Worlds, growth: Growth) -> tuple[Classes, Call]:
 
 def solver_of(worlds: Worlds) -> Solver:
     """What every symbol is in every capture."""
-    vectors = {name: (size, *(w.changed.get(name, size) for w in worlds.sizes)) for name, size in worlds.symbols.items()}
+    vectors = {
+        name: (size, *(w.changed.get(name, size) for w in worlds.sizes)) for name, size in worlds.symbols.items()
+    }
     return Solver(vectors)
 
 
@@ -148,59 +151,41 @@ def _file(
         made.is_root = "" in made.paths
         for i, program in enumerate(made.calls):
             wanted = _tensors(output.args) if program is root else None
-            forward = Forward(classes, made, program, i, wanted, worlds.first.program.inputs if program is root else None)
+            forward = Forward(
+                classes, made, program, i, wanted, worlds.first.program.inputs if program is root else None
+            )
             methods.append(forward.write("forward" if i == 0 else f"forward_{i + 1}"))
             fallbacks += [(made.name, op) for op in forward.written]
         init = Content(classes, made, values, stacks).write()
         if made.is_root and parametrization is not None:
             settle_growths(parametrization, classes)
             methods.append(_at_base(parametrization, made.name))
-        body.append(ast.ClassDef(made.name, [parse("nn.Module")], [], [init, *methods], [], type_params=[]))
+        body.append(class_(made.name, [parse("nn.Module")], [init, *methods]))
     name = classes.by_path[""].name
     head = _head(parametrization, classes, name)
     config = _config(classes, parametrization)
+    drawn = ", with initial values in muP" if parametrization else ""
     build = ast.parse(
         f"def build(**overrides) -> {name}:\n"
-        f'    """The model{", with initial values in muP" if parametrization else ""}; overrides are fields of Config."""\n'
-        f"    model = {name}(Config(**overrides))\n" + ("    init_weights(model)\n" if parametrization else "") + "    return model\n"
+        f'    """The model{drawn}; overrides are fields of Config."""\n'
+        f"    model = {name}(Config(**overrides))\n"
+        + ("    init_weights(model)\n" if parametrization else "")
+        + "    return model\n"
     ).body
     tail: list[ast.stmt] = []
     if parametrization is not None:
         state = dict(model.named_parameters())
         listed, factors = entries(parametrization, classes, spreads, state, constants)
         tail = _training(listed, factors, name, classes)
-    module = _Plain().visit(ast.fix_missing_locations(ast.Module([*head, config, *body, *build, *tail], [])))
+    module = Plain().visit(ast.fix_missing_locations(ast.Module([*head, config, *body, *build, *tail], [])))
     text = formatted(ast.unparse(module))
     return Source(text, classes.worlds.notes, tuple(fallbacks), len(classes.all))
-
-
-class _Plain(ast.NodeTransformer):
-    """``x ** -0.5`` without brackets, and no ``__init__`` that does nothing."""
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
-        self.generic_visit(node)
-        sign = node.right
-        if isinstance(node.op, ast.Pow) and isinstance(sign, ast.UnaryOp) and isinstance(sign.op, ast.USub):
-            if isinstance(sign.operand, ast.Constant) and isinstance(sign.operand.value, int | float):
-                node.right = ast.copy_location(ast.Constant(-sign.operand.value), sign)
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        self.generic_visit(node)
-        first = node.body[0]
-        if isinstance(first, ast.FunctionDef) and first.name == "__init__" and len(first.body) == 1:
-            del node.body[0]
-        return node
 
 
 def _tensors(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, lambda n: found.append(n))
     return [n for n in found if isinstance(n.meta.get("val"), torch.Tensor)]
-
-
-def _doc(text: str) -> ast.stmt:
-    return ast.Expr(ast.Constant(text))
 
 
 def _head(parametrization: Parametrization | None, classes: Classes, name: str) -> list[ast.stmt]:
@@ -213,15 +198,16 @@ def _head(parametrization: Parametrization | None, classes: Classes, name: str) 
         lines += ["", "Multipliers:"] if parametrization.multipliers else []
         for key, m in parametrization.multipliers.items():
             where = next(s for s in roles.sites if parametrization.by_site.get(id(s)) == key)
-            lines.append(f"    {key} = {ast.unparse(m.value).replace('self.', '')}: {where.kind} {where.parameter}".rstrip())
+            lines.append(
+                f"    {key} = {ast.unparse(m.value).replace('self.', '')}: {where.kind} {where.parameter}".rstrip()
+            )
     lines += ["", *classes.worlds.notes] if classes.worlds.notes else []
-    imports = "import re\nfrom dataclasses import dataclass\n\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
-    return [_doc("\n".join(lines) + ("\n" if len(lines) > 1 else "")), *ast.parse(imports).body]
+    return [doc("\n".join(lines) + ("\n" if len(lines) > 1 else "")), *ast.parse(IMPORTS).body]
 
 
 def _config(classes: Classes, parametrization: Parametrization | None) -> ast.ClassDef:
     worlds = classes.worlds
-    body: list[ast.stmt] = [_doc("Sizes, and what follows from them." if parametrization else "Sizes.")]
+    body: list[ast.stmt] = [doc("Sizes, and what follows from them." if parametrization else "Sizes.")]
     for name, size in worlds.symbols.items():
         if not name.startswith("data"):
             body.append(ast.parse(f"{identifier(name)}: int = {size}").body[0])
@@ -233,12 +219,12 @@ def _config(classes: Classes, parametrization: Parametrization | None) -> ast.Cl
             shown = int(base) if float(base).is_integer() else base
             body.append(ast.parse(f"{name}: float = {shown!r}").body[0])
         for name, (formula, base_field, why) in parametrization.growths.items():
-            size = formula.to_ast(lambda n: parse(f"self.{identifier(n)}"))
-            value = ast.BinOp(size, ast.Div(), parse(f"self.{base_field}"))
+            whole = formula.to_ast(lambda n: parse(f"self.{identifier(n)}"))
+            value = ast.BinOp(whole, ast.Div(), parse(f"self.{base_field}"))
             body.append(_property(name, value, f"{why[0].upper()}{why[1:]}."))
         for m in parametrization.multipliers.values():
             body.append(_property(m.name, m.value, m.why))
-    return ast.ClassDef("Config", [], [], body, [ast.Name("dataclass")], type_params=[])
+    return class_("Config", [], body, [ast.Name("dataclass")])
 
 
 def _at_base(parametrization: Parametrization, name: str) -> ast.stmt:
@@ -255,15 +241,15 @@ def _at_base(parametrization: Parametrization, name: str) -> ast.stmt:
 
 
 def _property(name: str, value: ast.expr, why: str) -> ast.FunctionDef:
-    made = ast.parse(f"@property\ndef {name}(self) -> float:\n    pass").body[0]
-    assert isinstance(made, ast.FunctionDef)
-    made.body = [_doc(why), ast.Return(value)]
+    made = method(name, [], [doc(why), ast.Return(value)], ast.Name("float"))
+    made.decorator_list = [ast.Name("property")]
     return made
 
 
 def _monomial(monomial: Monomial) -> str:
     """``r_out / r_in``, ``r_in ** -0.5``."""
-    above, below = [], []
+    above: list[str] = []
+    below: list[str] = []
     for name, power in monomial.powers:
         whole = power.denominator == 1
         text = {"L": "depth"}.get(name, name)
@@ -346,17 +332,17 @@ def param_groups(model: {name}, optimizer="adamw", lr=1e-3, weight_decay=None, e
     return list(groups.values())
 ''').body
     listed_rows = ast.Dict([ast.Constant(e.pattern) for e in listed], [_row(e, short) for e in listed])
-    return [_Put({"_rows": listed_rows}).visit(stmt) for stmt in made]
+    return [Put({"_rows": listed_rows}).visit(stmt) for stmt in made]
 
 
-class _Put(ast.NodeTransformer):
-    def __init__(self, parts: Mapping[str, ast.expr]) -> None:
-        self.parts = parts
+IMPORTS = """
+import re
+from dataclasses import dataclass
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self.parts.get(node.id, node)
-
-
+import torch
+import torch.nn.functional as F
+from torch import nn
+"""
 ROOTS = {2.0: "2**0.5", round(1 / 3, 9): "3**-0.5", round(25 / 9, 9): "5 / 3"}
 """Gains by their squares."""
 PADDED = """    for module in model.modules():
@@ -389,10 +375,19 @@ def _row(e: Entry, short: Mapping[str, str]) -> ast.expr:
     return ast.Tuple([ast.Constant(e.rule), *growths, ast.Constant(e.kind), value])
 
 
+def difference(before: str, after: str) -> str:
+    """A patch from one exported file to another."""
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), "model.py", "model_mup.py")
+    return "".join(lines)
+
+
 def formatted(source: str) -> str:
     """Laid out by ruff."""
     run = [find_ruff_bin()]
-    for command in (["check", "--isolated", "--fix", "--quiet", "--select", "I,F401", "-"], ["format", "--isolated", "--line-length", "120", "-"]):
+    for command in (
+        ["check", "--isolated", "--fix", "--quiet", "--select", "I,F401", "-"],
+        ["format", "--isolated", "--line-length", "120", "-"],
+    ):
         made = subprocess.run([*run, *command], input=source, capture_output=True, text=True, check=True)
         source = made.stdout
     return source
