@@ -60,7 +60,6 @@ class Analysis:
         roles: the dataflow facts behind the plan.
         applied: whether the plan was applied to the model.
         recipe: how initial values come about, of a model that was on ``meta``.
-        example: what was passed as ``example``.
         spreads: initial values before anything was done, by parameter name.
     """
 
@@ -69,7 +68,6 @@ class Analysis:
     roles: Roles = field(repr=False)
     applied: bool
     recipe: Recipe | None = field(default=None, repr=False)
-    example: Any = field(default=None, repr=False)
     spreads: Mapping[str, Spread] = field(default_factory=dict, repr=False)
 
     def param_groups(
@@ -217,7 +215,6 @@ class Analysis:
         """
         made = export(
             self.model,
-            self.example,
             self.roles,
             self.plan,
             self.spreads,
@@ -337,7 +334,7 @@ def analyze(
     plan = make(roles)
     if recipe is None and any(p.is_meta for p in model.parameters()):
         plan = replace(plan, notes=(*plan.notes, NOT_SEEN))
-    return Analysis(model, plan, roles, False, recipe, example, drawn)
+    return Analysis(model, plan, roles, False, recipe, drawn)
 
 
 def muify(

@@ -81,6 +81,7 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         inferred=example.inferred,
         buffers=captured.buffers,
         tensors=captured.tensors,
+        example=example,
     )
 
 

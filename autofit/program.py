@@ -77,6 +77,7 @@ class Program:
         inferred: whether the example was made up, so that its sizes mean nothing.
         buffers: name of the buffer behind a node, by node name.
         tensors: what the program itself holds, by node name.
+        example: the call that was captured.
     """
 
     module: fx.GraphModule
@@ -90,6 +91,7 @@ class Program:
     inferred: bool = False
     buffers: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    example: Any = field(default=None, repr=False)
 
     @property
     def recorded(self) -> bool:

@@ -247,17 +247,25 @@ def outputs(model: Any, inputs: Any) -> list[Any]:
 # many models --------------------------------------------------------------------------------------------
 
 
-def _child(source: str, name: str, pipe: Any) -> None:
+def _child(source: str, name: str, pipe: Any, answer: Callable[[str, str], dict[str, Any]]) -> None:
     import warnings
 
     warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(1)
-    pipe.send(examine(source, name))
+    pipe.send(answer(source, name))
 
 
-def run(source: str, only: list[str], jobs: int, timeout: float, again: list[str], path: Path) -> None:
+def run(
+    source: str,
+    only: list[str],
+    jobs: int,
+    timeout: float,
+    again: list[str],
+    path: Path,
+    answer: Callable[[str, str], dict[str, Any]] = examine,
+) -> None:
     """Examine what has no row yet in the file at `path`; `again` names stages whose rows are repeated."""
     from rich.progress import Progress
 
@@ -277,7 +285,7 @@ def run(source: str, only: list[str], jobs: int, timeout: float, again: list[str
             while waiting and len(running) < jobs:
                 name = waiting.pop()
                 here, there = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(source, name, there), daemon=True)
+                process = context.Process(target=_child, args=(source, name, there, answer), daemon=False)
                 process.start()
                 there.close()
                 running[name] = (process, here, time.monotonic())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +69,14 @@ class Leaf:
     defaults: Mapping[str, Any]
 
 
-def simplify(graph: fx.Graph) -> None:
-    """Take out checks and what nothing reads; in place."""
+def simplify(graph: fx.Graph, held: Collection[str] = ()) -> None:
+    """Take out checks, what nothing reads, and switches of gradients: what leaves their region is detached; in place.
+
+    Args:
+        graph: of a captured program.
+        held: names of its buffers and constants.
+    """
+    _detach(graph, held)
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node.users:
             continue
@@ -82,16 +88,47 @@ def simplify(graph: fx.Graph) -> None:
     graph.lint()
 
 
+def _detach(graph: fx.Graph, held: Collection[str]) -> None:
+    """Regions without gradients as values that are detached where a parameter or the input could be reached by them."""
+    switches = [n for n in graph.nodes if getattr(n.target, "__name__", "") == "_set_grad_enabled"]
+    if not switches:
+        return
+    enabled, off = True, set[fx.Node]()
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in switches:
+            enabled = bool(node.args[0])
+            continue
+        value = node.meta.get("val")
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if (node.op == "placeholder" and floating and node.name not in held) or any(
+            i in reached for i in node.all_input_nodes
+        ):
+            reached.add(node)
+        if not enabled:
+            off.add(node)
+    for node in [n for n in graph.nodes if n in off & reached]:
+        readers = [u for u in node.users if u not in off]
+        if readers:
+            with graph.inserting_after(node):
+                cut = graph.call_function(torch.ops.aten.detach.default, (node,))
+            cut.meta = dict(node.meta)
+            for reader in readers:
+                reader.replace_input_with(node, cut)
+    for node in switches:
+        graph.erase_node(node)
+
+
 def call_tree(graph: fx.Graph) -> Call:
     """Put every node into the call of the module that ran it."""
     root = Call("", "", 0)
     open_calls = [root]
     for node in graph.nodes:
-        if node.op not in ("call_function", "get_attr"):
+        if node.op != "call_function":
             continue
         keys = list(node.meta.get("nn_module_stack") or {})
         paths = module_paths(node)
-        if node.op == "get_attr" or not keys:
+        if not keys:
             open_calls[-1].items.append(node)
             continue
         inner = [(k, p) for k, p in zip(keys, paths, strict=True) if p != ""]
@@ -185,7 +222,9 @@ def _leaf(call: Call, module: nn.Module, state: State) -> Leaf | None:
 
 RECURRENT = frozenset(f"aten.{n}" for n in "lstm gru rnn_tanh rnn_relu".split())
 State = Mapping[fx.Node, tuple[str, ...]]
-"""Names of the parameter or buffer behind a placeholder."""
+"""Names of the parameter or buffer behind a placeholder, or `CONSTANT`."""
+CONSTANT = "\0"
+"""Stands in the place of a name for a tensor that the program itself holds."""
 
 
 def inputs(call: Call, state: State) -> list[fx.Node]:
@@ -195,7 +234,7 @@ def inputs(call: Call, state: State) -> list[fx.Node]:
     found: dict[fx.Node, None] = {}
     for node in call.nodes():
         for value in node.all_input_nodes:
-            own = any(name.startswith(prefix) for name in state.get(value, ()))
+            own = any(name.startswith(prefix) or name == CONSTANT for name in state.get(value, ()))
             if value not in inside and not own:
                 found.setdefault(value)
     return list(found)

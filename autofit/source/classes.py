@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from autofit.growth import Growth
 from autofit.program import op_name
-from autofit.source.calls import Call, Leaf, constructor, inputs, outputs
+from autofit.source.calls import CONSTANT, Call, Leaf, constructor, inputs, outputs
 from autofit.source.names import distinct, identifier, is_name
 from autofit.source.numbers import Formula, Solver, Vector, constant
 from autofit.source.ops import Path
@@ -60,6 +60,9 @@ class Classes:
         self.calls: dict[str, list[Call]] = {}
         self.unsolved: dict[str, str] = {}
         self.all: list[Class] = []
+        placeholders = {n.name: n for n in worlds.first.program.graph.nodes if n.op == "placeholder"}
+        given = [placeholders[n] for n in worlds.first.program.inputs if n in placeholders]
+        self.data = [n for n in given if isinstance(n.meta.get("val"), torch.Tensor)]
         for call in root.calls():
             self.calls.setdefault(call.path, []).append(call)
         self.leaves = {p for p, calls in self.calls.items() if all(c.leaf is not None for c in calls)}
@@ -260,6 +263,8 @@ class Classes:
     def local_name(self, node: fx.Node, path: str) -> str | None:
         """Name of a parameter or buffer below a module."""
         prefix = f"{path}." if path else ""
+        if CONSTANT in self.state.get(node, ()):
+            return node.name
         return next((n[len(prefix) :] for n in self.state.get(node, ()) if n.startswith(prefix)), None)
 
     # numbers

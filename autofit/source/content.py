@@ -14,7 +14,7 @@ from autofit.errors import ExportError
 from autofit.source.calls import constructor_arguments
 from autofit.source.classes import CONTAINERS, Class, Classes
 from autofit.source.names import identifier
-from autofit.source.numbers import Formula, number
+from autofit.source.numbers import Formula, listed, number
 from autofit.source.syntax import assign, call, method, parse
 
 
@@ -271,7 +271,7 @@ def buffer(value: torch.Tensor, shape: list[ast.expr]) -> ast.expr | None:
                     _n=_twice(shape[0], size),
                 )
     if value.numel() <= 64:
-        made = call("torch.tensor", [ast.parse(repr(value.tolist()), mode="eval").body])
+        made = call("torch.tensor", [listed(value.tolist())])
         return ast.Call(made.func, made.args, [ast.keyword(k, v) for k, v in dtype.items()])
     return None
 

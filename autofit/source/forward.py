@@ -20,7 +20,7 @@ from autofit.source.calls import Call, inputs, outputs
 from autofit.source.classes import Class, Classes, literals, of_data
 from autofit.source.content import attribute, reach
 from autofit.source.names import arguments, distinct, identifier, statement
-from autofit.source.numbers import Formula, Term
+from autofit.source.numbers import Formula, Term, listed
 from autofit.source.ops import Path, Scope, Writer, name_of
 from autofit.source.syntax import assign, call, method, parse
 
@@ -65,7 +65,6 @@ class Forward:
         program: Call,
         index: int,
         wanted: list[fx.Node] | None = None,
-        given: tuple[str, ...] | None = None,
     ) -> None:
         """For one method.
 
@@ -75,11 +74,10 @@ class Forward:
             program: a call of the method.
             index: its number among the class's.
             wanted: values that it returns; those that are read outside if ``None``.
-            given: names of its arguments; like the original's if ``None``.
         """
         self.classes, self.of, self.program, self.index = classes, of, program, index
         self.state = classes.state
-        self.inputs = inputs(program, self.state)
+        self.inputs = inputs(program, self.state) if wanted is None else classes.data
         self.returned = outputs(program) if wanted is None else wanted
         self.bound: dict[str, fx.Node] = {}
         self.written: list[str] = []
@@ -87,7 +85,7 @@ class Forward:
         self.steps = self._steps()
         self.measured: dict[tuple[Any, ...], tuple[fx.Node, int]] = {}
         self._find_sizes()
-        self.names = self._argument_names(given)
+        self.names = self._argument_names()
         self.wish = dict(zip(self.inputs, self.names, strict=True))
         self._name_results()
         self._inline()
@@ -110,11 +108,11 @@ class Forward:
                 body += self._statements(step)
         return method(name, map(ast.arg, self.names), [*self._sizes_first(), *body])
 
-    def _argument_names(self, given: tuple[str, ...] | None) -> list[str]:
+    def _argument_names(self) -> list[str]:
         own = arguments(self.classes.modules[self.program.path])
         names: list[str] = []
         for i, node in enumerate(self.inputs):
-            wish = given[i] if given is not None else own[0] if i == 0 and own else self._wish(node)
+            wish = own[0] if i == 0 and own and node.op != "placeholder" else self._wish(node)
             names.append(distinct(identifier(wish), names))
         return names
 
@@ -135,7 +133,9 @@ class Forward:
     def _wish(self, node: fx.Node) -> str:
         if node.op == "placeholder":
             names = self.state.get(node)
-            return names[0].rpartition(".")[2] if names else str(node.target)
+            if names:
+                return names[0].rpartition(".")[2]
+            return dict(zip(self.classes.data, self.classes.worlds.inputs, strict=True)).get(node, str(node.target))
         depth = len(node.meta.get("nn_module_stack") or {}) - 1
         for d in range(min(depth, self.program.depth - 1), -1, -1):
             found = statement(node, d)
@@ -490,17 +490,17 @@ class Forward:
         if node in self.inner:
             return self._expression(self.inner[node])
         local = self.classes.local_name(node, self.program.path)
-        if local is not None and not any(v is node for v in self.bound.values()):
+        tensor = self.classes.worlds.first.program.tensors.get(node.name)
+        if tensor is not None and tensor.numel() <= 64:
+            keywords = {"dtype": parse(str(tensor.dtype)), "device": self.device()}
+            return call("torch.tensor", [listed(tensor.tolist())], keywords)
+        if local is not None and tensor is None and not any(v is node for v in self.bound.values()):
             owner, _, name = local.rpartition(".")
             path = ".".join(p for p in (self.program.path, owner) if p)
             return attribute(self._module(path), name)
         for name, value in reversed(self.bound.items()):
             if value is node:
                 return ast.Name(name)
-        tensor = self.classes.worlds.first.program.tensors.get(node.name)
-        if tensor is not None and tensor.numel() <= 64:
-            keywords = {"dtype": parse(str(tensor.dtype)), "device": self.device()}
-            return call("torch.tensor", [parse(repr(tensor.tolist()))], keywords)
         raise ExportError(f"the value of {node.name} is not known here")
 
     def literal(self, node: fx.Node, where: Path, value: Any) -> ast.expr:

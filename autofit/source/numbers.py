@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 Vector = tuple[float | int | None, ...]
 """A number in each of several programs; ``None`` where it is not known."""
@@ -109,6 +110,11 @@ def number(value: float | int | bool | None) -> ast.expr:
     if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
         return ast.UnaryOp(ast.USub(), ast.Constant(-value))
     return ast.Constant(value)
+
+
+def listed(value: Any) -> ast.expr:
+    """Numbers in nested lists."""
+    return ast.List([listed(v) for v in value]) if isinstance(value, list) else number(value)
 
 
 def _power(base: ast.expr, power: Fraction) -> ast.expr:

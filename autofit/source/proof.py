@@ -14,6 +14,7 @@ from torch.utils import _pytree
 
 from autofit.capture import capture, untouched
 from autofit.errors import AutofitError, ExportError
+from autofit.examples import Example
 from autofit.program import Program, op_name
 from autofit.source.ops import SKIPPED
 from autofit.source.tidy import does_nothing
@@ -34,7 +35,7 @@ def load(text: str) -> types.ModuleType:
     return made
 
 
-def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, Any]) -> str:
+def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, torch.Tensor]) -> str:
     """Check an exported file against the model that it came from.
 
     Args:
@@ -61,8 +62,7 @@ def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, An
     tied = len(list(model.parameters())), len(list(again.parameters()))
     if tied[0] != tied[1]:
         raise ExportError(f"the exported file has {tied[1]} parameters, the model {tied[0]}: a tie was lost")
-    data = {n: v for n, v in inputs.items() if isinstance(v, torch.Tensor)}
-    example = data if cpu else {n: v.to("meta") for n, v in data.items()}
+    example = dict(inputs) if cpu else {n: v.to("meta") for n, v in inputs.items()}
     try:
         captured = capture(again.train(), example)
     except AutofitError as error:
@@ -73,16 +73,15 @@ def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, An
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         return "not shown: the model has no values, and the file spells some ops in another way"
     again.load_state_dict(model.state_dict())
-    _compare(model, again, inputs)
+    _compare(model, lowered.example, again, inputs)
     return "by values"
 
 
-def _compare(model: nn.Module, again: nn.Module, inputs: Mapping[str, Any]) -> None:
-    data = {n: v for n, v in inputs.items() if isinstance(v, torch.Tensor)}
+def _compare(model: nn.Module, example: Example, again: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
     with untouched(model), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        wanted = _tensors(model.eval()(**inputs))
-        found = _tensors(again.eval()(**data))
+        wanted = _tensors(model.eval()(*example.args, **example.kwargs))
+        found = _tensors(again.eval()(**inputs))
     for a, b in zip(wanted, found, strict=False):
         if a.shape != b.shape or not torch.allclose(
             a.float(), b.float(), rtol=1e-4, atol=1e-5 * float(a.float().abs().max())
@@ -100,7 +99,8 @@ def _keys(program: Program, ids: dict[Any, int]) -> list[int]:
     """Outputs as numbers that are equal where all that they are computed by is."""
     names: dict[str, Any] = {p.node: ("parameter", p.names[0]) for p in program.parameters if p.node is not None}
     names |= {node: ("buffer", name) for node, name in program.buffers.items()}
-    data = [n for n in program.inputs if n not in names]
+    held = {n.name for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)}
+    order = [n for n in program.inputs if n not in names and n in held]
     known: dict[fx.Node, int] = {}
 
     def number(key: Any) -> int:
@@ -121,8 +121,7 @@ def _keys(program: Program, ids: dict[Any, int]) -> list[int]:
     found: list[int] = []
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            order = data.index(node.name) if node.name in data else -1
-            known[node] = number(names.get(node.name, ("input", node.name if order < 0 else str(node.target))))
+            known[node] = number(names.get(node.name, ("input", order.index(node.name) if node.name in order else -1)))
         elif node.op == "output":
             fx.node.map_arg(node.args, lambda n: found.append(known[plain(n)]))
         else:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from autofit import lowering
 from autofit.capture import capture
 from autofit.dims import Cell, Dims
 from autofit.errors import AutofitError
-from autofit.examples import Example, candidate_examples, normalize
+from autofit.examples import Example
 from autofit.growth import Growth
 from autofit.program import Program, module_path, op_name
 from autofit.source.calls import Call, call_tree, constructor, simplify
@@ -214,7 +214,7 @@ class Worlds:
         symbols: sizes by name, in the first world; those of data begin with ``data``.
         stacks: by configuration field, the paths of containers whose length it is.
         notes: what could not be seen.
-        inputs: of the example, by name.
+        inputs: tensors of the example, by the names of forward's arguments.
     """
 
     first: World
@@ -241,10 +241,10 @@ def without(worlds: Worlds, built_in: Mapping[str, str]) -> Worlds:
     )
 
 
-def hollow(model: nn.Module) -> nn.Module:
-    """A copy without multipliers, on whose tensors no memory is spent until somebody writes to them."""
+def hollow(model: nn.Module, values: bool = False) -> nn.Module:
+    """A copy without multipliers, and without ``values`` on whose tensors no memory is spent."""
     memo: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in [] if values else [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device=None if tensor.device.type == "cpu" else "meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
@@ -253,19 +253,18 @@ def hollow(model: nn.Module) -> nn.Module:
     return again
 
 
-def see(model: nn.Module, example: Any, growth: Growth) -> Worlds:
+def see(model: nn.Module, growth: Growth) -> Worlds:
     """Capture a model and its variants.
 
     Args:
         model: any module; it is not touched.
-        example: as for `muify`.
         growth: its axes, which tell what sizes of the example are free, and which of the model are one.
 
     Raises:
         AutofitError: the model itself cannot be captured on ``meta``.
     """
-    plain = hollow(model)
-    example = _example(model, example)
+    plain = hollow(model, values=growth.dims.program.recorded)
+    example = growth.dims.program.example
     first = _capture(plain.train(), example)
     dims, twin = growth.dims, twins(first, growth.dims.program)
     notes: list[str] = []
@@ -305,31 +304,42 @@ def see(model: nn.Module, example: Any, growth: Growth) -> Worlds:
     half = _variant(_to_half(plain), _to_half_example(example), first, {}, partly=True)
     if evaluation is None:
         notes.append("in eval mode the model runs other ops: the source is that of training mode")
-    return Worlds(first, tuple(worlds), evaluation, half, symbols, stacks, tuple(notes), _by_name(model, example))
+    return Worlds(
+        first,
+        tuple(worlds),
+        evaluation,
+        half,
+        symbols,
+        stacks,
+        tuple(notes),
+        named_inputs(model, first.program, example.args, example.kwargs),
+    )
 
 
-def _by_name(model: nn.Module, example: Example) -> dict[str, Any]:
-    bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
-    return {**{k: v for k, v in bound.items() if k not in ("args", "kwargs")}, **bound.get("kwargs", {})}
+def named_inputs(model: nn.Module, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors that a call passes, by the names under which the captured program has them.
 
-
-def _example(model: nn.Module, example: Any) -> Example:
-    if example is not None:
-        return normalize(example)
-    for attempt in candidate_examples(model):
-        try:
-            capture(hollow(model), attempt)
-        except AutofitError:
-            continue
-        return attempt
-    raise AutofitError("no example input could be inferred")
+    Those are forward's own; a tensor inside of a container has its place there behind them.
+    """
+    tensors = [v for v in _pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    given = [nodes[n] for n in program.inputs if n in nodes and isinstance(nodes[n].meta.get("val"), torch.Tensor)]
+    if not program.recorded:
+        return {str(n.target): v for n, v in zip(given, tensors, strict=True)}
+    bound = inspect.signature(model.forward).bind_partial(*args).arguments
+    found: list[str] = []
+    for key, value in {**bound, **kwargs}.items():
+        for path, leaf in _pytree.tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, torch.Tensor):
+                found.append("_".join([key, *(identifier(_pytree.keystr((k,))) for k in path)]))
+    return dict(zip(found, tensors, strict=True))
 
 
 def _capture(model: nn.Module, example: Example) -> World:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = capture(model, example)
-    simplify(program.graph)
+    simplify(program.graph, {*program.buffers, *program.tensors})
     return World(model, program, call_tree(program.graph))
 
 

@@ -19,7 +19,7 @@ from autofit.monomial import Monomial
 from autofit.multiply import multiply
 from autofit.plan import Plan
 from autofit.roles import Roles
-from autofit.source.calls import Call, call_tree, mark_leaves
+from autofit.source.calls import CONSTANT, Call, call_tree, mark_leaves
 from autofit.source.classes import Classes
 from autofit.source.content import Content
 from autofit.source.forward import Forward
@@ -62,7 +62,6 @@ class Source:
 
 def export(
     model: nn.Module,
-    example: Any,
     roles: Roles,
     plan: Plan,
     spreads: Mapping[str, Spread],
@@ -74,7 +73,6 @@ def export(
 
     Args:
         model: it is not touched, and may have its multipliers on it.
-        example: as for `muify`.
         roles, plan: what was found, and what follows.
         spreads: initial values before anything was done.
         constants: standard deviations that the model's configuration names.
@@ -86,7 +84,7 @@ def export(
     """
     if multipliers:
         require_exportable(plan)
-    worlds = see(model, example, roles.growth)
+    worlds = see(model, roles.growth)
     at = {name: n for n, name in twins(worlds.first, roles.growth.dims.program).items()}
     places = {n: at[n.name] for n in roles.growth.dims.program.graph.nodes if n.name in at}
     tidy(worlds)
@@ -129,7 +127,7 @@ def state_of(worlds: Worlds) -> dict[fx.Node, tuple[str, ...]]:
     for name, buffer in program.buffers.items():
         if name in nodes:
             found[nodes[name]] = (buffer,)
-    return found
+    return found | {nodes[name]: (CONSTANT,) for name in program.tensors if name in nodes}
 
 
 def _file(
@@ -151,9 +149,7 @@ def _file(
         made.is_root = "" in made.paths
         for i, program in enumerate(made.calls):
             wanted = _tensors(output.args) if program is root else None
-            forward = Forward(
-                classes, made, program, i, wanted, worlds.first.program.inputs if program is root else None
-            )
+            forward = Forward(classes, made, program, i, wanted)
             methods.append(forward.write("forward" if i == 0 else f"forward_{i + 1}"))
             fallbacks += [(made.name, op) for op in forward.written]
         init = Content(classes, made, values, stacks).write()
