@@ -51,7 +51,8 @@ for a, b in zip(found, wanted):
     if b.is_floating_point() and b.numel():
         both = torch.isfinite(a) & torch.isfinite(b)
         assert torch.equal(torch.isfinite(a), torch.isfinite(b))
-        worst = max(worst, float((a - b)[both].abs().max() / b[both].abs().max().clamp(min=1e-30)) if both.any() else 0.0)
+        if both.any():
+            worst = max(worst, float((a - b)[both].abs().max() / b[both].abs().max().clamp(min=1e-30)))
     else:
         assert torch.equal(a, b), "other integers"
 print(worst)
@@ -139,11 +140,11 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     """The document."""
     yield "# Source export of the zoo"
     yield ""
-    yield "Written by `python benchmarks/export_zoo.py write`. Each type that is planned (docs/coverage.md) is muified and"
-    yield "exported, and the file is run in a process that can import neither autofit nor transformers, on the model's"
-    yield "state and a random input; done means that all outputs agree to 1e-5 of their largest value."
+    yield "Written by `python benchmarks/export_zoo.py write`. Each type that is planned (docs/coverage.md) is"
+    yield "muified and exported, and the file is run in a process that can import neither autofit nor transformers,"
+    yield "on the model's state and a random input; done means that all outputs agree to 1e-5 of their largest value."
     yield ""
-    yield "| source | asked | done | exact | node for node | with ops by their ATen name | median lines | median seconds |"
+    yield "| source | asked | done | exact | node for node | with ops by ATen name | median lines | median seconds |"
     yield "|---|---|---|---|---|---|---|---|"
     for source in sorted({s for s, _ in rows}):
         mine = [

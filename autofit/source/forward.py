@@ -135,7 +135,8 @@ class Forward:
             names = self.state.get(node)
             if names:
                 return names[0].rpartition(".")[2]
-            return dict(zip(self.classes.data, self.classes.worlds.inputs, strict=True)).get(node, str(node.target))
+            known = dict(zip(self.classes.data, self.classes.worlds.inputs, strict=True))
+            return known[node] if node in known else str(node.target)
         depth = len(node.meta.get("nn_module_stack") or {}) - 1
         for d in range(min(depth, self.program.depth - 1), -1, -1):
             found = statement(node, d)

@@ -304,16 +304,8 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
     half = _variant(_to_half(plain), _to_half_example(example), first, {}, partly=True)
     if evaluation is None:
         notes.append("in eval mode the model runs other ops: the source is that of training mode")
-    return Worlds(
-        first,
-        tuple(worlds),
-        evaluation,
-        half,
-        symbols,
-        stacks,
-        tuple(notes),
-        named_inputs(model, first.program, example.args, example.kwargs),
-    )
+    inputs = named_inputs(model, first.program, example.args, example.kwargs)
+    return Worlds(first, tuple(worlds), evaluation, half, symbols, stacks, tuple(notes), inputs)
 
 
 def named_inputs(model: nn.Module, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
