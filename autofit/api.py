@@ -236,7 +236,7 @@ class Analysis:
         sizes of the example and the mode in which it was captured built in.
 
         Raises:
-            LoweringError: a multiplier is inside a weight, or the forward pass has no place for it.
+            LoweringError: the captured program has no place for a multiplier.
         """
         return graph_form(self.model, self.roles, self.plan)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from autofit.errors import LoweringError
 from autofit.multiply import multiply
 from autofit.plan import Plan
 from autofit.roles import Roles
@@ -20,13 +19,8 @@ def graph_form(model: nn.Module, roles: Roles, plan: Plan) -> fx.GraphModule:
         plan: what to apply.
 
     Raises:
-        LoweringError: a multiplier is inside a weight, or has no place in the graph.
+        LoweringError: a multiplier has no place in the graph.
     """
-    folded = next((p.name for p in plan.parameters.values() if p.fold != 1), None)
-    if folded is not None:
-        raise LoweringError(
-            f"form {plan.form}: {folded} holds a multiplier inside", todo="the model itself is the graph: export it"
-        )
     program = roles.growth.dims.program
     names = {p.node: p.names[0] for p in program.parameters if p.node is not None} | program.buffers
     graph, at = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -58,7 +52,7 @@ def graph_form(model: nn.Module, roles: Roles, plan: Plan) -> fx.GraphModule:
             scaled = graph.call_function(torch.ops.aten.mul.Tensor, (owner, p.multiplier))
         for reader in readers:
             reader.replace_input_with(owner, scaled)
-    multiply(graph, roles, at)
+    multiply(graph, roles, plan, at)
     made = fx.GraphModule(_holder(root), graph)
     made.train(model.training)
     return made

@@ -11,6 +11,7 @@ from torch import fx
 
 from autofit.dims import Dims
 from autofit.errors import LoweringError
+from autofit.plan import Plan
 from autofit.program import op_name
 from autofit.roles import Roles, Site
 
@@ -24,9 +25,16 @@ def wanted(site: Site) -> bool:
     return (site.treatment == "apply" and site.exponent != site.present) or site.tuned != 1
 
 
+def in_forward(roles: Roles, plan: Plan) -> list[Site]:
+    """Sites that have a factor in forward, in some model of this kind."""
+    inside = {s.node for s in plan.sites if s.carrier.place == "weight"}
+    return [s for s in roles.sites if wanted(s) and s.node.name not in inside]
+
+
 def multiply(
     graph: fx.Graph,
     roles: Roles,
+    plan: Plan,
     at: Mapping[fx.Node, fx.Node],
     name: Callable[[Site], str] | None = None,
 ) -> dict[fx.Node, Site]:
@@ -39,6 +47,7 @@ def multiply(
     Args:
         graph: that of the captured program, or of another capture of the same model.
         roles: its sites.
+        plan: what was made of these; a factor that is in a weight already is passed over.
         at: nodes of the graph by those of the captured program.
         name: of a site's factor; given, nodes carry it as ``meta["multiplier"]`` (``"scaled_by"`` for a scale that an
             op has itself, which then stays as it is), for source to be written from.
@@ -50,8 +59,8 @@ def multiply(
         LoweringError: the graph lacks a site.
     """
     dims, made = roles.growth.dims, dict[fx.Node, Site]()
-    for site in roles.sites:
-        if not wanted(site) or (name is None and site.multiplier == 1):
+    for site in in_forward(roles, plan):
+        if name is None and site.multiplier == 1:
             continue
         node = at.get(site.node)
         if node is None:

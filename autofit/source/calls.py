@@ -80,10 +80,8 @@ def simplify(graph: fx.Graph, held: Collection[str] = ()) -> None:
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node.users:
             continue
-        target = node.target
-        schema = getattr(target, "_schema", None)
-        pure = schema is not None and not schema.is_mutable
-        if op_name(node) in DROPPED or pure or target is operator.getitem:
+        schema = getattr(node.target, "_schema", None)
+        if op_name(node) in DROPPED or schema is None or not schema.is_mutable:
             graph.erase_node(node)
     graph.lint()
 

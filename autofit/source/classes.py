@@ -59,6 +59,8 @@ class Classes:
         self.by_path: dict[str, Class] = {}
         self.calls: dict[str, list[Call]] = {}
         self.unsolved: dict[str, str] = {}
+        self.loops: set[tuple[str, int, int]] = set()
+        self.deep: set[str] = set()
         self.all: list[Class] = []
         placeholders = {n.name: n for n in worlds.first.program.graph.nodes if n.op == "placeholder"}
         given = [placeholders[n] for n in worlds.first.program.inputs if n in placeholders]

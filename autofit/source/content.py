@@ -199,7 +199,9 @@ class Content:
                 made.append(parts[a])
                 continue
             count: ast.expr = ast.Constant(b - a)
-            if (a, b) == longest and field is not None:
+            looped = (path, a, b) in self.classes.loops or self.classes.is_chain(path)
+            if (a, b) == longest and field is not None and looped:
+                self.classes.deep.add(field)
                 rest = len(parts) - (b - a)
                 count = self._symbol(field)
                 count = ast.BinOp(count, ast.Sub(), ast.Constant(rest)) if rest else count

@@ -25,6 +25,8 @@ from autofit.source.ops import Path, Scope, Writer, name_of
 from autofit.source.syntax import assign, call, method, parse
 
 RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())
+LARGEST = 12
+"""Ops and calls in one statement."""
 TODO = "keep muify's model as it is, or spell this line in ops of torch"
 
 
@@ -317,6 +319,7 @@ class Forward:
         for step in self.steps:
             for n in (*step.reads, *step.sizes):
                 readers.setdefault(n, []).append(step)
+        sizes = {id(s): 1 for s in self.steps}
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
             if len(step.results) != 1 or len(step.items) != 1:
@@ -329,8 +332,9 @@ class Forward:
             between = self.steps[i + 1 : at]
             if any(self._end(b) is not self._end(target) for b in between):
                 continue
-            if self._together(step, target):
+            if self._together(step, target) and sizes[id(self._end(target))] < LARGEST:
                 step.into = target
+                sizes[id(self._end(target))] += 1
 
     def _live(self, step: Step) -> Iterator[fx.Node]:
         """Values that are read both before a step's own is made and after that."""
@@ -414,6 +418,7 @@ class Forward:
         container = self._module(owner)
         total = len(self.classes.modules[owner]._modules)
         begin, end = int(number), int(number) + len(run)
+        self.classes.loops.add((owner, begin, end))
         if (begin, end) != (0, total):
             lower = ast.Constant(begin) if begin else None
             upper = ast.Constant(end) if end != total else None

@@ -321,6 +321,11 @@ class Writer:
     def _lift_fresh_copy(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
         return self._value(node, *given["self"])
 
+    def _numpy_T(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
+        return ast.Attribute(self._value(node, *given["self"]), "T" if name_of(node) == "numpy_T" else "mT")
+
+    _mT = _numpy_T
+
     def _alias(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
         return self._value(node, *given["self"])
 

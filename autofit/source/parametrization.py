@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
+from torch import nn
 
 from autofit.dims import Cell
 from autofit.errors import LoweringError
 from autofit.growth import Dimension
 from autofit.measure import GAINS, Spread
 from autofit.monomial import ONE, Monomial
-from autofit.multiply import exponent, wanted
+from autofit.multiply import exponent, in_forward
 from autofit.plan import ParameterPlan, Plan
 from autofit.program import LAYER_INDEX
 from autofit.roles import Roles, Site
 from autofit.rules import BRANCH, table
+from autofit.rules import factors as powers
 from autofit.source.classes import Classes
 from autofit.source.content import buffer
 from autofit.source.names import distinct, identifier
@@ -80,15 +82,14 @@ def require_exportable(plan: Plan) -> None:
     Raises:
         LoweringError: multipliers inside weights, a scheme without a base, or factors on parameters.
     """
-    folded = next((p.name for p in plan.parameters.values() if p.fold != 1), None)
-    if table(plan.scheme).absolute:
-        raise LoweringError(f"scheme {plan.scheme} has no base to export", todo="export scheme='mup'")
-    if folded is not None or plan.multiplied():
-        name = folded or next(iter(plan.multiplied()))
-        raise LoweringError(
-            f"form {plan.form}: {name} holds a multiplier inside, or has one of its own",
-            todo="export form='table8', which trains the same (TP5 Lemma J.1)",
-        )
+    inside = {n: s for s in plan.sites if s.carrier.place == "weight" for n in (s.carrier.path, *s.carrier.also)}
+    for p in plan.parameters.values():
+        if p.multiplier != 1 or (p.fold != 1 and getattr(inside.get(p.name), "kind", "") != "readout"):
+            raise LoweringError(
+                f"form {plan.form}: {p.name} holds a multiplier inside, or has one of its own",
+                where=p.where,
+                todo="export form='table8', which trains the same (TP5 Lemma J.1)",
+            )
 
 
 def name_multipliers(roles: Roles, plan: Plan) -> Parametrization:
@@ -100,17 +101,16 @@ def name_multipliers(roles: Roles, plan: Plan) -> Parametrization:
             numeric = growth.number is not None
             made.of_dimension[d.name] = "width_mult" if numeric else f"{identifier(_short(d))}_mult"
     known: dict[tuple[str, str], str] = {}
-    for site in roles.sites:
-        if wanted(site):
-            power = exponent(site)
-            over = "depth_mult" if site.kind == "residual" else _product_of(_growing(made, site))
-            text = _power(over, power) if site.tuned == 1 else f"{site.tuned!r} * {_power(over, power)}"
-            key = site.kind, text
-            if key not in known:
-                name = distinct(f"{site.kind}_multiplier", known.values())
-                known[key] = name
-                made.multipliers[name] = Multiplier(name, parse(text, **_own(text)), _why(site, plan))
-            made.by_site[id(site)] = known[key]
+    for site in in_forward(roles, plan):
+        power = exponent(site)
+        over = "depth_mult" if site.kind == "residual" else _product_of(_growing(made, site))
+        text = _power(over, power) if site.tuned == 1 else f"{site.tuned!r} * {_power(over, power)}"
+        key = site.kind, text
+        if key not in known:
+            name = distinct(f"{site.kind}_multiplier", known.values())
+            known[key] = name
+            made.multipliers[name] = Multiplier(name, parse(text, **_own(text)), _why(site, plan))
+        made.by_site[id(site)] = known[key]
     return made
 
 
@@ -332,7 +332,8 @@ def entries(
     found: list[Entry] = []
     by_pattern: dict[tuple[str, tuple[int, ...]], list[ParameterPlan]] = {}
     for p in made.plan.parameters.values():
-        by_pattern.setdefault((_folded(p.name), p.shape), []).append(p)
+        recurrent = isinstance(classes.modules.get(p.name.rpartition(".")[0]), nn.RNNBase)
+        by_pattern.setdefault((_folded(p.name, recurrent), p.shape), []).append(p)
     shapes = Counter(pattern for pattern, _ in by_pattern)
     for (pattern, _), members in by_pattern.items():
         groups: dict[object, list[ParameterPlan]] = {}
@@ -347,7 +348,12 @@ def entries(
     return found, factors
 
 
-def _folded(name: str) -> str:
+RECURRENT_LAYER = re.compile(r"(?<=_l)[1-9]\d*$")
+"""The number of a layer of torch's recurrent modules; the first reads another width."""
+
+
+def _folded(name: str, recurrent: bool) -> str:
+    name = RECURRENT_LAYER.sub("*", name) if recurrent else name
     return LAYER_INDEX.sub("*", name) if any(c.isalpha() for c in name) else name
 
 
@@ -438,7 +444,7 @@ def _base_over_here(p: ParameterPlan, plan: Plan) -> float:
     init = table(plan.scheme).rules[p.rule].init
     if init is None or p.init_factor == 0:
         return 1.0
-    return p.init_factor / init(p.ratios)
+    return p.init_factor / init(p.ratios) / p.fold
 
 
 def _snapped(spread: Spread, p: ParameterPlan, constants: Iterable[float]) -> float:
@@ -455,7 +461,7 @@ def _layers(p: ParameterPlan, classes: Classes) -> tuple[float, str] | None:
     if p.init_layers == 1:
         return None
     for name, paths in classes.worlds.stacks.items():
-        for path in paths:
+        for path in paths if name in classes.deep else ():
             length = len(classes.worlds.first.model.get_submodule(path))  # type: ignore[arg-type]
             if p.name.startswith(f"{path}.") and (p.init_layers / length) in (1.0, 2.0):
                 return p.init_layers / length, name
@@ -466,15 +472,22 @@ def _rule(p: ParameterPlan, plan: Plan, factors: Factors) -> str:
     """The key of a parameter's factors: its rule, numbered where the user tuned some apart."""
     key = p.rule
     settings = {}
+    inside = [s for s in plan.sites if s.carrier.place == "weight" and p.name in (s.carrier.path, *s.carrier.also)]
+    fold = (
+        Monomial.of({"r_in": Fraction(inside[0].exponent - inside[0].present).limit_denominator(8)}) if inside else ONE
+    )
+    key = f"{key} with multiplier" if inside else key
     for optimizer in OPTIMIZERS:
         chosen = table(plan.scheme, optimizer)
         rule, branch = chosen.rules[p.rule], chosen.rules.get(BRANCH)
-        inside = branch is not None and p.depth != 1
+        deeper = branch is not None and p.depth != 1
         cells = [rule.lr, rule.weight_decay, rule.eps or ONE]
-        if inside and branch is not None:
+        if deeper and branch is not None:
             cells = [a * b for a, b in zip(cells, (branch.lr, branch.weight_decay, branch.eps or ONE), strict=True)]
+        moved = powers(chosen.optimizer)
+        cells = [c * fold ** -moved[k] for c, k in zip(cells, ("lr", "weight_decay", "eps"), strict=True)]
         settings[optimizer] = cells[0], cells[1], cells[2]
-    init = table(plan.scheme).rules[p.rule].init or ONE
+    init = (table(plan.scheme).rules[p.rule].init or ONE) * fold
     if BRANCH in table(plan.scheme).rules and p.depth != 1:
         key = f"{key} in a branch"
     if p.lr != 1:

@@ -476,7 +476,7 @@ def _fields(model: nn.Module, first: World) -> Iterator[tuple[str, int, list[int
             yield (
                 name,
                 value,
-                [2 * value, *([value // 2] if value % 2 == 0 and value > 2 else []), value + 1, 3 * value],
+                [2 * value, *([value // 2] if value % 2 == 0 else []), value + 1, 3 * value],
             )
 
 

@@ -18,6 +18,7 @@ from autofit.measure import Spread
 from autofit.monomial import Monomial
 from autofit.multiply import multiply
 from autofit.plan import Plan
+from autofit.program import LAYER_INDEX
 from autofit.roles import Roles
 from autofit.source.calls import CONSTANT, Call, call_tree, mark_leaves
 from autofit.source.classes import Classes
@@ -27,6 +28,7 @@ from autofit.source.names import identifier
 from autofit.source.numbers import Solver
 from autofit.source.parametrization import (
     OPTIMIZERS,
+    RECURRENT_LAYER,
     Entry,
     Factors,
     Parametrization,
@@ -90,7 +92,7 @@ def export(
     tidy(worlds)
     parametrization = name_multipliers(roles, plan)
     if multipliers:
-        multiply(worlds.first.program.graph, roles, places, parametrization.label)
+        multiply(worlds.first.program.graph, roles, plan, places, parametrization.label)
     classes, root = _classes(worlds, roles.growth)
     made = _file(model, classes, root, parametrization if multipliers else None, spreads, tuple(constants))
     return replace(made, shown=prove(made.text, model, worlds.first.program, worlds.inputs))
@@ -175,7 +177,9 @@ def _file(
         tail = _training(listed, factors, name, classes)
     module = Plain().visit(ast.fix_missing_locations(ast.Module([*head, config, *body, *build, *tail], [])))
     text = formatted(ast.unparse(module))
-    return Source(text, classes.worlds.notes, tuple(fallbacks), len(classes.all))
+    fixed = [n for n in worlds.stacks if n not in classes.deep]
+    notes = (*worlds.notes, *(f"{n} is built in: its layers are not one loop over equal ones" for n in fixed))
+    return Source(text, notes, tuple(fallbacks), len(classes.all))
 
 
 def _tensors(value: Any) -> list[fx.Node]:
@@ -208,6 +212,8 @@ def _config(classes: Classes, parametrization: Parametrization | None) -> ast.Cl
         if not name.startswith("data"):
             body.append(ast.parse(f"{identifier(name)}: int = {size}").body[0])
     for name, paths in worlds.stacks.items():
+        if name not in classes.deep:
+            continue
         length = len(worlds.first.model.get_submodule(paths[0]))  # type: ignore[arg-type]
         body.append(ast.parse(f"{identifier(name)}: int = {length}").body[0])
     if parametrization is not None:
@@ -276,6 +282,8 @@ def _training(listed: list[Entry], factors: Factors, name: str, classes: Classes
     depth = ", model.config.depth_mult" if deep else ""
     modules = classes.worlds.first.model.modules()
     padded = any(isinstance(m, nn.Embedding) and m.padding_idx is not None for m in modules)
+    recurrent = any(isinstance(m, nn.RNNBase) for m in classes.worlds.first.model.modules())
+    pattern = LAYER_INDEX.pattern + (f"|{RECURRENT_LAYER.pattern}" if recurrent else "")
     made = ast.parse(f'''
 INIT = {{{init}}}
 "Std of initial values over that at the base, by rule (TP5 Table 8)."
@@ -293,7 +301,7 @@ def rules(config: Config) -> dict[str, tuple]:
 def rule_of(name: str, config: Config) -> tuple:
     """The row of `rules` that a parameter has."""
     table = rules(config)
-    return table[name] if name in table else table[re.sub(r"(?<![^.])\\d+(?![^.])", "*", name)]
+    return table[name] if name in table else table[re.sub({pattern!r}, "*", name)]
 
 
 @torch.no_grad()

@@ -1,0 +1,525 @@
+"""Exported files run where neither autofit nor transformers is, and are the model: here, wider and deeper."""
+
+from __future__ import annotations
+
+import ast
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import FAMILIES
+from inputs import logits
+from torch import nn
+
+import autofit
+from autofit.errors import ExportError
+from autofit.source.proof import load
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "exported"
+
+
+class Recurrent(nn.Module):
+    def __init__(self, width: int = 64, vocabulary: int = 99, layers: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.rnn = nn.LSTM(width, width, layers, batch_first=True, dropout=0.1)
+        self.decoder = nn.Linear(width, vocabulary)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.rnn(self.embed(input_ids))
+        return self.decoder(hidden)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out)
+        self.skip = nn.Conv2d(channels, out, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(x)) + self.skip(x))
+
+
+class Convolutional(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.Sequential(Residual(width, width, 1), Residual(width, 2 * width, 2))
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(image)).mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and itself at another width and depth.
+
+    Attributes:
+        build: makes it.
+        other: what makes it another.
+        fields: the same in the exported file; ``None`` where it has the names of ``other``.
+        inputs: for it, by name; ``None`` for tokens.
+        base: base width.
+    """
+
+    build: Callable[..., nn.Module]
+    other: dict[str, Any]
+    fields: dict[str, Any] | None = None
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"input_ids": (2, 11)})
+    base: int = 32
+
+
+WIDER = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 200, "num_hidden_layers": 3}
+T5 = {"d_model": 96, "num_heads": 6, "d_ff": 200, "num_layers": 4, "num_decoder_layers": 2}
+CASES = {
+    "gpt2": Case(FAMILIES["gpt2"].build, {"n_embd": 96, "n_head": 6, "n_layer": 3}),
+    "llama": Case(FAMILIES["llama"].build, {**WIDER, "num_key_value_heads": 3}),
+    "t5": Case(
+        lambda **fields: FAMILIES["t5"].build(**{"num_layers": 3, "num_decoder_layers": 3, **fields}),
+        T5,
+        inputs={"input_ids": (2, 11), "decoder_input_ids": (2, 7)},
+    ),
+    "vit": Case(FAMILIES["vit"].build, WIDER, inputs={"pixel_values": (2, 3, 32, 32)}),
+    "bert": Case(FAMILIES["bert"].build, WIDER),
+    "mixtral": Case(FAMILIES["mixtral"].build, {**WIDER, "num_key_value_heads": 3}),
+    "lstm": Case(
+        Recurrent,
+        {"width": 96, "layers": 3, "vocabulary": 50},
+        {"embed_width": 96, "rnn_width": 96, "rnn_layers": 3, "embed_size": 50, "decoder_outputs": 50},
+    ),
+    "conv": Case(
+        Convolutional,
+        {"width": 48},
+        {"stem_width": 48, "conv_width": 48, "conv_width_2": 96},
+        {"image": (2, 3, 16, 16)},
+    ),
+}
+
+FRESH = """
+import importlib.util, sys
+class Nobody:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("autofit", "transformers"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Nobody())
+import torch
+torch.set_num_threads(1)
+
+def build(folder, fields):
+    spec = importlib.util.spec_from_file_location("model_mup", folder + "/model_mup.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["model_mup"] = module
+    spec.loader.exec_module(module)
+    return module, module.build(**fields)
+
+for folder in sys.argv[1:]:
+    for saved in torch.load(folder + "/saved.pt"):
+        module, model = build(folder, saved["fields"])
+        model.load_state_dict(saved["state"])
+        answers = {}
+        for mode in ("eval", "train"):
+            model.train(mode == "train")
+            torch.manual_seed(1)
+            out = model(**saved["inputs"])
+            out = out if isinstance(out, torch.Tensor) else out[0]
+            out.square().mean().backward()
+            answers[mode] = out.detach()
+            answers[mode + " gradients"] = {n: p.grad for n, p in model.named_parameters()}
+            model.zero_grad()
+        model.train()
+        torch.manual_seed(2)
+        optimizer = torch.optim.AdamW(module.param_groups(model, "adamw", lr=1e-3, weight_decay=0.1))
+        for _ in range(5):
+            optimizer.zero_grad()
+            out = model(**saved["inputs"])
+            (out if isinstance(out, torch.Tensor) else out[0]).square().mean().backward()
+            optimizer.step()
+        answers["steps"] = {n: p.detach() for n, p in model.named_parameters()}
+        torch.save(answers, folder + f"/{saved['name']}.pt")
+"""
+
+
+def tensors(case: Case, vocabulary: int = 50) -> dict[str, torch.Tensor]:
+    """Random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randint(3, vocabulary, shape, generator=generator)
+        if name.endswith("ids")
+        else torch.randn(shape, generator=generator)
+        for name, shape in case.inputs.items()
+    }
+
+
+def example(case: Case) -> Any:
+    """What `muify` is told; transformers models tell themselves."""
+    if case.build in (Recurrent, Convolutional):
+        return {n: torch.zeros((3, *t.shape[1:]), dtype=t.dtype) for n, t in tensors(case).items()}
+    return None
+
+
+def answers(mu: autofit.Analysis, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What the fresh process computes, by the model itself."""
+    model, found = mu.model, dict[str, Any]()
+    for mode in ("eval", "train"):
+        model.train(mode == "train")
+        torch.manual_seed(1)
+        out = logits(model, inputs)
+        out.square().mean().backward()
+        found[mode] = out.detach()
+        found[f"{mode} gradients"] = {n: p.grad for n, p in model.named_parameters()}
+        model.zero_grad()
+    model.train()
+    torch.manual_seed(2)
+    optimizer = mu.optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        logits(model, inputs).square().mean().backward()
+        optimizer.step()
+    found["steps"] = {n: p.detach() for n, p in model.named_parameters()}
+    return found
+
+
+@dataclass
+class Exported:
+    """An exported model, with what it has to compute here and elsewhere."""
+
+    text: str
+    shown: str
+    model: nn.Module
+    folder: Path
+    wanted: dict[str, dict[str, Any]]
+    stds: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """All cases, exported, and run in one fresh process."""
+    made: dict[str, Exported] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, case in CASES.items():
+        folder = tmp_path_factory.mktemp(name)
+        saved: list[dict[str, Any]] = []
+        wanted: dict[str, dict[str, Any]] = {}
+        inputs = tensors(case)
+        text, shown, stds = "", "", {}
+        for which, fields in (("here", {}), ("other", case.other)):
+            torch.manual_seed(0)
+            model = case.build(**fields)
+            mu = autofit.muify(model, example(case), base=case.base)
+            if which == "here":
+                source = mu.export(folder / "model_mup.py")
+                text, shown = source.text, source.shown
+                first = model
+            else:
+                stds = {n: float(p.detach().std()) for n, p in model.named_parameters() if p.numel() > 500}
+            own = {} if which == "here" else case.other if case.fields is None else case.fields
+            state = {k: v.clone() for k, v in model.state_dict().items()}
+            saved.append({"name": which, "fields": own, "state": state, "inputs": inputs})
+            wanted[which] = answers(mu, inputs)
+        torch.save(saved, folder / "saved.pt")
+        made[name] = Exported(text, shown, first, folder, wanted, stds)
+    torch.set_num_threads(threads)
+    folders = [str(e.folder) for e in made.values()]
+    run = subprocess.run([sys.executable, "-c", FRESH, *folders], capture_output=True, text=True, cwd=folders[0])
+    assert run.returncode == 0, run.stderr[-2000:]
+    return made
+
+
+def close(a: Any, b: Any, tolerance: float) -> None:
+    """Equal to a share of the largest value; by name where there are several."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            if a[name] is None or b[name] is None:
+                assert a[name] is b[name], name
+            else:
+                close(a[name], b[name], tolerance)
+        return
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("which", ["here", "other"])
+@pytest.mark.parametrize("name", CASES)
+def test_computes_and_trains_as_the_model_does(exported: dict[str, Exported], name: str, which: str) -> None:
+    found = torch.load(exported[name].folder / f"{which}.pt")
+    wanted = exported[name].wanted[which]
+    for key in ("eval", "train", "eval gradients", "train gradients"):
+        close(wanted[key], found[key], 1e-6)
+    close(wanted["steps"], found["steps"], 1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_the_initial_values_of_muify_at_another_width(exported: dict[str, Exported], name: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(5)
+    model = load(exported[name].text).build(**(case.other if case.fields is None else case.fields))
+    own = dict(model.named_parameters())
+    for n, std in exported[name].stds.items():
+        error = 6 / own[n].numel() ** 0.5
+        assert float(own[n].detach().std()) == pytest.approx(std, rel=error, abs=1e-12), n
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_the_lowered_graph_node_for_node(exported: dict[str, Exported], name: str) -> None:
+    assert exported[name].shown == ("by values" if name == "mixtral" else "node for node")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_in_mup_already(exported: dict[str, Exported], name: str) -> None:
+    model = load(exported[name].text).build()
+    again = autofit.muify(model, {n: t[:, :9] if n.endswith("ids") else t for n, t in tensors(CASES[name]).items()})
+    assert any("already mup: nothing to add" in note for note in again.plan.notes)
+    assert not again.plan.rescaled()
+    assert all(s.multiplier == 1 for s in again.plan.sites)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "lstm"])
+def test_state_moves_both_ways(exported: dict[str, Exported], name: str) -> None:
+    mine = load(exported[name].text).build()
+    assert list(mine.state_dict()) == list(exported[name].model.state_dict())
+    exported[name].model.load_state_dict(mine.state_dict())
+    names = [n for n, _ in mine.named_parameters()]
+    assert names == [n for n, _ in exported[name].model.named_parameters()]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_follows_the_models_dtype(name: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[name].build()
+    mu = autofit.muify(model, base=32)
+    again = load(mu.export().text).build()
+    again.load_state_dict(model.state_dict())
+    inputs = tensors(CASES[name])
+    model.to(torch.bfloat16).eval()
+    again.to(torch.bfloat16).eval()
+    for rotary in (m for m in again.modules() if hasattr(m, "inv_freq")):
+        original = next(m for m in model.modules() if hasattr(m, "inv_freq"))
+        rotary.inv_freq = original.inv_freq.clone()
+    assert torch.equal(again(**inputs), logits(model, inputs))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text(exported: dict[str, Exported], name: str) -> None:
+    text = exported[name].text
+    imported = {a.name.split(".")[0] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import) for a in n.names}
+    imported |= {
+        n.module.split(".")[0] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and n.module
+    }
+    assert imported <= {"torch", "dataclasses", "re"}
+    assert "torch.ops.aten" not in text
+    ruff = [sys.executable, "-m", "ruff"]
+    root = Path(__file__).parent.parent
+    given = {"input": text, "text": True, "capture_output": True, "cwd": root}
+    assert subprocess.run([*ruff, "format", "-"], **given).stdout == text  # type: ignore[call-overload]
+    checked = subprocess.run([*ruff, "check", "-"], **given)  # type: ignore[call-overload]
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_same_bytes_twice() -> None:
+    texts = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        texts.append(autofit.muify(FAMILIES["gpt2"].build(), base=32).export().text)
+    assert texts[0] == texts[1]
+
+
+COMMITTED = {
+    "gpt2.py": ("hf:gpt2", [], 250),
+    "llama.py": (
+        "hf:llama",
+        ["hidden_size=1024", "num_attention_heads=16", "num_key_value_heads=4", "head_dim=64"],
+        300,
+    ),
+}
+MORE = {"llama.py": ["intermediate_size=2816", "num_hidden_layers=4", "vocab_size=32000"], "gpt2.py": []}
+
+
+@pytest.mark.parametrize("file", COMMITTED)
+def test_committed_files_are_what_the_command_writes(file: str, tmp_path: Path) -> None:
+    target, settings, most = COMMITTED[file]
+    options = [o for s in (*settings, *MORE[file]) for o in ("--set", s)]
+    command = [sys.executable, "-m", "autofit.cli", "export", target, *options, "-o", str(tmp_path / file)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    made = (tmp_path / file).read_text()
+    assert made == (EXAMPLES / file).read_text()
+    assert len(made.splitlines()) <= most
+
+
+def test_diff_says_what_mup_changes() -> None:
+    torch.manual_seed(0)
+    mu = autofit.muify(FAMILIES["gpt2"].build(), base=32)
+    patch = mu.diff()
+    assert "-        return self.lm_head(transformer_outputs)\n" in patch
+    assert "+        return self.lm_head(transformer_outputs * self.readout_multiplier)\n" in patch
+    plain = load(mu.export(multipliers=False).text).build().eval()
+    untouched = FAMILIES["gpt2"].build().eval()
+    plain.load_state_dict(untouched.state_dict())
+    inputs = tensors(CASES["gpt2"])
+    assert torch.equal(plain(**inputs), logits(untouched, inputs))
+
+
+def test_stages_can_be_compared() -> None:
+    torch.manual_seed(0)
+    texts = [autofit.analyze(FAMILIES["gpt2"].build(), base=32).stages() for _ in range(2)]
+    assert texts[0] == texts[1]
+    for heading in ("# program", "# growth", "# roles", "# plan"):
+        assert heading in texts[0]
+    assert "modeling_gpt2.py" in texts[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_graph_form(name: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[name].build().eval()
+    mu = autofit.muify(model, base=FAMILIES[name].main // 2)
+    graph = mu.graph()
+    graph.graph.lint()
+    assert {n for n, _ in graph.named_parameters()} <= {n for n, _ in model.named_parameters()}
+    used = mu.roles.growth.dims.program
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(t: Any) -> Any:
+        if not isinstance(t, torch.Tensor):
+            return t
+        return (
+            torch.randint(3, 90, t.shape, generator=generator)
+            if t.dtype == torch.long
+            else torch.randn(t.shape, generator=generator)
+        )
+
+    inputs = {k: fill(v) for k, v in used.example.kwargs.items()}
+    placeholders = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
+    wanted, found = logits(model, inputs), graph(*(inputs.get(p) for p in placeholders))
+    found = found if isinstance(found, torch.Tensor) else next(f for f in found if f.shape == wanted.shape)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.detach().abs().max()))
+    parameters = list(model.parameters())
+    grads = [torch.autograd.grad(v.square().mean(), parameters, allow_unused=True) for v in (wanted, found)]
+    for a, b in zip(*grads, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert float((a - b).norm()) <= 1e-5 * float(a.norm()) + 1e-12
+
+
+# the proof
+
+
+def test_a_file_that_is_not_the_model_is_refused() -> None:
+    torch.manual_seed(0)
+    mu = autofit.muify(FAMILIES["gpt2"].build(), base=32)
+    from autofit.source import write
+
+    text = mu.export().text
+    broken = {
+        "* self.readout_multiplier": "* self.readout_multiplier * 1.5",
+        "self.lm_head.weight = self.transformer.wte.weight": "pass",
+        "attn_output + hidden_states": "attn_output - hidden_states",
+        "self.wpe = nn.Embedding(config.n_positions, config.n_embd)": "self.wpe = nn.Embedding(7, config.n_embd)",
+    }
+    from autofit.source.proof import prove
+    from autofit.source.worlds import see
+
+    worlds = see(mu.model, mu.roles.growth)
+    assert worlds.inputs.keys() == {"input_ids"}
+    for old, new in broken.items():
+        assert old in text
+        with pytest.raises(ExportError):
+            prove(text.replace(old, new), mu.model, worlds.first.program, worlds.inputs)
+    assert write.formatted("x = 1\n") == "x = 1\n"
+
+
+# what cannot be written
+
+
+def test_an_op_of_another_package_is_refused_with_its_line() -> None:
+    @torch.library.custom_op("autofit_test::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    twice.register_fake(lambda x: torch.empty_like(x))
+    twice.register_autograd(lambda ctx, grad: 2 * grad)
+
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.b(twice(self.a(x)).relu()))
+
+    mu = autofit.muify(Custom(), torch.zeros(2, 5), base=32, strict=False)
+    with pytest.raises(ExportError, match=r"autofit_test.twice is an op of another package(.|\n)*test_export.py"):
+        mu.export()
+
+
+# names
+
+
+HOSTILE = [
+    'x"); import os; ("', "class", "import", "None", "__class__", "a b", "größe", "模型", "'", '"""', "\\", "\n", "{x}",
+    "%s", "def f():", "self", "torch", "nn", "forward", "config", "0x", "1", "-", "*", "[0]", "print", "lambda", "x" * 80,
+    "__import__('os').system('x')", "#", "\t", "🙂", "type", "super", "F", "training", "weight", "call", "_x", "__dunder__",
+]  # fmt: skip
+
+
+def hostile(count: int, seed: int) -> list[str]:
+    """Names for modules that nobody would give, each another."""
+    chosen, random_ = list(HOSTILE), random.Random(seed)
+    while len(chosen) < count:
+        chosen.append("".join(random_.choice("a\"'\\\n){}[];#_ 1é%\t$=") for _ in range(random_.randint(1, 12))))
+    return [n for n in dict.fromkeys(chosen) if n and "." not in n and n not in dir(nn.Module())]
+
+
+class Named(nn.Module):
+    """Layers under given names, one after the other."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 64)
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(64, 64))
+        self.last = nn.Linear(64, 3)
+        self.register_buffer('b"; import os', torch.ones(1))
+        self.table = nn.ModuleDict({"k'": nn.Linear(64, 64)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for name in self.names:
+            x = F.relu(self._modules[name](x))
+        return self.last(self.table["k'"](x) * self._buffers['b"; import os'])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hostile_names(seed: int) -> None:
+    names = hostile(200, seed)
+    assert len(names) > 170
+    torch.manual_seed(0)
+    model = Named(names)
+    mu = autofit.muify(model, torch.zeros(4, 5), base=32)
+    source = mu.export()
+    calls = {
+        n.func.id for n in ast.walk(ast.parse(source.text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
+    assert calls <= {"getattr", "super", "any", "vars", "int", "build", "Config", "Named", "init_weights", "rules", "rule_of",
+                     "isinstance", "tuple", "list"}  # fmt: skip
+    again = load(source.text).build()
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(4, 5)
+    assert torch.equal(again(x), model(x))
+
+
+def test_hostile_class_names() -> None:
+    cls = type('Bad"); import os; ("', (Recurrent,), {})
+    source = autofit.muify(cls(), torch.zeros(2, 7, dtype=torch.long), base=32).export()
+    load(source.text).build()
