@@ -467,8 +467,9 @@ def test_an_op_of_another_package_is_refused_with_its_line() -> None:
 
 HOSTILE = [
     'x"); import os; ("', "class", "import", "None", "__class__", "a b", "größe", "模型", "'", '"""', "\\", "\n", "{x}",
-    "%s", "def f():", "self", "torch", "nn", "forward", "config", "0x", "1", "-", "*", "[0]", "print", "lambda", "x" * 80,
-    "__import__('os').system('x')", "#", "\t", "🙂", "type", "super", "F", "training", "weight", "call", "_x", "__dunder__",
+    "%s", "def f():", "self", "torch", "nn", "forward", "config", "0x", "1", "-", "*", "[0]", "print", "lambda",
+    "x" * 80,     "__import__('os').system('x')", "#", "\t", "🙂", "type", "super", "F", "training", "weight", "call", "_x",
+    "__dunder__",
 ]  # fmt: skip
 
 
@@ -511,8 +512,8 @@ def test_hostile_names(seed: int) -> None:
     calls = {
         n.func.id for n in ast.walk(ast.parse(source.text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
     }
-    assert calls <= {"getattr", "super", "any", "vars", "int", "build", "Config", "Named", "init_weights", "rules", "rule_of",
-                     "isinstance", "tuple", "list"}  # fmt: skip
+    known = "getattr super any vars int build Config Named init_weights rules rule_of isinstance tuple list"
+    assert calls <= set(known.split())
     again = load(source.text).build()
     again.load_state_dict(model.state_dict())
     x = torch.randn(4, 5)

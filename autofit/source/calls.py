@@ -221,6 +221,8 @@ def _leaf(call: Call, module: nn.Module, state: State) -> Leaf | None:
 RECURRENT = frozenset(f"aten.{n}" for n in "lstm gru rnn_tanh rnn_relu".split())
 State = Mapping[fx.Node, tuple[str, ...]]
 """Names of the parameter or buffer behind a placeholder, or `CONSTANT`."""
+SIZES = "sizes_from"
+"""Where a node's ``meta`` has values that it reads for their sizes alone."""
 CONSTANT = "\0"
 """Stands in the place of a name for a tensor that the program itself holds."""
 
@@ -231,7 +233,7 @@ def inputs(call: Call, state: State) -> list[fx.Node]:
     prefix = f"{call.path}." if call.path else ""
     found: dict[fx.Node, None] = {}
     for node in call.nodes():
-        for value in node.all_input_nodes:
+        for value in (*node.all_input_nodes, *node.meta.get(SIZES, ())):
             own = any(name.startswith(prefix) or name == CONSTANT for name in state.get(value, ()))
             if value not in inside and not own:
                 found.setdefault(value)

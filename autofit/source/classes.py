@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from autofit.growth import Growth
 from autofit.program import op_name
-from autofit.source.calls import CONSTANT, Call, Leaf, constructor, inputs, outputs
+from autofit.source.calls import CONSTANT, SIZES, Call, Leaf, constructor, inputs, outputs
 from autofit.source.names import distinct, identifier, is_name
 from autofit.source.numbers import Formula, Solver, Vector, constant
 from autofit.source.ops import Path
@@ -51,7 +51,13 @@ class Classes:
     """All classes of a program, innermost first."""
 
     def __init__(
-        self, worlds: Worlds, root: Call, state: dict[fx.Node, tuple[str, ...]], solver: Solver, growth: Growth
+        self,
+        worlds: Worlds,
+        root: Call,
+        state: dict[fx.Node, tuple[str, ...]],
+        solver: Solver,
+        growth: Growth,
+        places: Mapping[fx.Node, fx.Node],
     ) -> None:
         self.worlds, self.root, self.state, self.solver, self.growth = worlds, root, state, solver, growth
         self.every = (worlds.first, *worlds.sizes)
@@ -59,12 +65,16 @@ class Classes:
         self.by_path: dict[str, Class] = {}
         self.calls: dict[str, list[Call]] = {}
         self.unsolved: dict[str, str] = {}
+        self.places = places
+        self.order = {n: i for i, n in enumerate(worlds.first.program.graph.nodes)}
         self.loops: set[tuple[str, int, int]] = set()
         self.deep: set[str] = set()
+        self.loaded: list[str] = []
         self.all: list[Class] = []
         placeholders = {n.name: n for n in worlds.first.program.graph.nodes if n.op == "placeholder"}
         given = [placeholders[n] for n in worlds.first.program.inputs if n in placeholders]
         self.data = [n for n in given if isinstance(n.meta.get("val"), torch.Tensor)]
+        self._bring_sizes((root,))
         for call in root.calls():
             self.calls.setdefault(call.path, []).append(call)
         self.leaves = {p for p, calls in self.calls.items() if all(c.leaf is not None for c in calls)}
@@ -81,6 +91,40 @@ class Classes:
                     groups.setdefault(self._skeleton(path), []).append(path)
             for paths in groups.values():
                 self._add(paths, taken)
+
+    def _bring_sizes(self, around: tuple[Call, ...]) -> None:
+        """Where a call needs a size of the data that none of its values has, it reads one of those around it."""
+        call = around[-1]
+        here = list(self.data if len(around) == 1 else inputs(call, self.state))
+        for item in call.items:
+            if isinstance(item, Call):
+                if item.leaf is None:
+                    self._bring_sizes((*around, item))
+                here += outputs(item)
+                continue
+            for where, _ in literals(item):
+                formula = self.of_literal(item, where)
+                if not of_data(formula) or self.axis_of(self.vector(formula), here):
+                    continue
+                for name in (s for s in formula.symbols if s.startswith("data")):
+                    if self.axis_of(self.solver.symbols[name], here) is None:
+                        source = self._around(self.solver.symbols[name], around, item)
+                        if source is not None:
+                            item.meta[SIZES] = (*item.meta.get(SIZES, ()), source)
+                            here.append(source)
+            here.append(item)
+
+    def _around(self, vector: Vector, around: tuple[Call, ...], node: fx.Node) -> fx.Node | None:
+        """A value in the scope of an outer call that has a size."""
+        order = self.order
+        for outer in reversed(around[:-1]):
+            own = list(self.data if outer is self.root else inputs(outer, self.state))
+            for item in outer.items:
+                own += outputs(item) if isinstance(item, Call) else [item]
+            found = self.axis_of(vector, (n for n in own if order[n] < order[node]))
+            if found is not None:
+                return found[0]
+        return None
 
     # what a class is
 

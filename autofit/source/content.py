@@ -223,6 +223,9 @@ class Content:
         full = f"{path}.{name}" if path else name
         shape = [self.formula(("buffer", name, a), self.classes.of_shape(path, name, a)) for a in range(value.dim())]
         found = buffer(self.values.get(full, value), shape)
+        if found is None and name not in self.classes.modules[path]._non_persistent_buffers_set:
+            self.classes.loaded.append(full)
+            return call("torch.full", [ast.Tuple(shape), parse("float('nan')")])
         if found is None:
             raise ExportError(f"how the buffer {full} comes about is not known")
         return found

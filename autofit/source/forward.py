@@ -7,7 +7,7 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -43,6 +43,7 @@ class Step:
         carried: what a loop begins with.
         sizes: values whose sizes it needs.
         measures: these, with the axis.
+        found: the values with these sizes, by what they are in all captures.
         into: the step that it is an expression in, if it has no statement of its own.
     """
 
@@ -55,6 +56,7 @@ class Step:
     sizes: tuple[fx.Node, ...] = ()
     measures: tuple[tuple[fx.Node, int], ...] = ()
     into: Step | None = None
+    found: dict[tuple[Any, ...], tuple[fx.Node, int]] = field(default_factory=dict)
 
 
 class Forward:
@@ -98,6 +100,7 @@ class Forward:
             for n in (*step.reads, *step.sizes):
                 self.last_use[n] = max(self.last_use.get(n, -1), places[id(self._end(step))])
         self.at = 0
+        self.writing = self.steps[-1]
         self.unpacked = self._unpacked()
 
     def write(self, name: str) -> ast.FunctionDef:
@@ -268,6 +271,7 @@ class Forward:
             found = self.measured.get(vector) or self.classes.axis_of(vector, known)
             if found is not None:
                 self.measured[vector] = found
+                step.found[vector] = found
                 step.sizes = (*step.sizes, found[0])
                 step.measures = (*step.measures, found)
                 if i == 0:
@@ -438,6 +442,13 @@ class Forward:
     # expressions
 
     def _expression(self, step: Step) -> ast.expr:
+        outer, self.writing = self.writing, step
+        try:
+            return self._written(step)
+        finally:
+            self.writing = outer
+
+    def _written(self, step: Step) -> ast.expr:
         item = step.items[0]
         if isinstance(item, Call):
             return self._call(item, step)
@@ -546,9 +557,9 @@ class Forward:
 
     def _size(self, vector: tuple[Any, ...]) -> ast.expr | None:
         """The axis of a value in scope that has this size in all captures."""
-        if vector not in self.measured:
+        if vector not in self.writing.found:
             return None
-        node, axis = self.measured[vector]
+        node, axis = self.writing.found[vector]
         if axis in self.unpacked.get(node, {}):
             return ast.Name(self.unpacked[node][axis])
         return ast.Subscript(ast.Attribute(self.operand(node), "shape"), ast.Constant(axis))

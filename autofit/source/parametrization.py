@@ -6,7 +6,7 @@ import ast
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -216,21 +216,33 @@ def settle_growths(made: Parametrization, classes: Classes) -> None:
 
 def _settle_widths(made: Parametrization, classes: Classes) -> None:
     """Which sizes of the configuration are to be smaller for a model at the base."""
-    growth, dims = made.roles.growth, made.roles.growth.dims
-    fixed: set[str] = set()
-    growing: dict[str, str] = {}
-    for name, cells in dims.of_parameter.items():
-        owner, _, own = name.rpartition(".")
-        for axis, cell in enumerate(cells):
-            symbols = classes.of_shape(owner, own, axis).symbols
-            if not growth.grows(cell):
-                fixed |= set(symbols)
-            elif len(symbols) == 1:
-                growing[symbols[0]] = growths_of(made, cell)[0]
-    for d in growth.dimensions:
-        if d.grows and len(symbols := _size_of(d, classes).symbols) == 1:
-            growing[symbols[0]] = made.of_dimension[d.name]
-    made.widths = {n: g for n, g in growing.items() if n not in fixed}
+    known: dict[str, tuple[str, ...]] = {}
+    equations = list(_equations(made, classes))
+    for _ in equations:
+        for symbols, growths in equations:
+            open_ = [n for n in symbols if n not in known]
+            rest = list(growths)
+            for g in (g for n in symbols if n in known for g in known[n]):
+                if g in rest:
+                    rest.remove(g)
+            if len(open_) == 1:
+                known[open_[0]] = tuple(rest)
+    made.widths = {n: growths[0] for n, growths in known.items() if len(growths) == 1}
+
+
+def _equations(made: Parametrization, classes: Classes) -> Iterator[tuple[list[str], tuple[str, ...]]]:
+    """Axes that are a product of sizes, with the growths that this product has."""
+    dims = made.roles.growth.dims
+    axes = [(classes.shapes(n, a), c) for n, cells in dims.of_parameter.items() for a, c in enumerate(cells)]
+    for product in dims.products:
+        node = classes.places.get(product.left)
+        for axis, cell in enumerate(dims.of.get(product.left.name, ())):
+            if node is not None and isinstance(cell, Cell):
+                axes.append((classes.of_size(node, axis), cell))
+    for vector, cell in axes:
+        formula = classes.solver(vector) if vector[0] is not None else None
+        if formula is not None and len(formula.terms) == 1 and all(p == 1 for _, p in formula.terms[0].powers):
+            yield list(formula.symbols), growths_of(made, cell)
 
 
 def _symbol(name: str) -> Formula:

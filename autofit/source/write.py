@@ -93,19 +93,19 @@ def export(
     parametrization = name_multipliers(roles, plan)
     if multipliers:
         multiply(worlds.first.program.graph, roles, plan, places, parametrization.label)
-    classes, root = _classes(worlds, roles.growth)
+    classes, root = _classes(worlds, roles.growth, places)
     made = _file(model, classes, root, parametrization if multipliers else None, spreads, tuple(constants))
     return replace(made, shown=prove(made.text, model, worlds.first.program, worlds.inputs))
 
 
-def _classes(worlds: Worlds, growth: Growth) -> tuple[Classes, Call]:
+def _classes(worlds: Worlds, growth: Growth, places: Mapping[fx.Node, fx.Node]) -> tuple[Classes, Call]:
     first = worlds.first
     state = state_of(worlds)
     root = call_tree(first.program.graph)
     modules = dict(first.model.named_modules(remove_duplicate=False))
     while True:
         mark_leaves(root, modules, state)
-        classes = Classes(worlds, root, state, solver_of(worlds), growth)
+        classes = Classes(worlds, root, state, solver_of(worlds), growth, places)
         if not classes.unsolved:
             return classes, root
         worlds = without(worlds, classes.unsolved)
@@ -179,6 +179,7 @@ def _file(
     text = formatted(ast.unparse(module))
     fixed = [n for n in worlds.stacks if n not in classes.deep]
     notes = (*worlds.notes, *(f"{n} is built in: its layers are not one loop over equal ones" for n in fixed))
+    notes += tuple(f"{n} comes with a checkpoint alone: it starts as NaN" for n in classes.loaded)
     return Source(text, notes, tuple(fallbacks), len(classes.all))
 
 
@@ -389,7 +390,7 @@ def formatted(source: str) -> str:
     """Laid out by ruff."""
     run = [find_ruff_bin()]
     for command in (
-        ["check", "--isolated", "--fix", "--quiet", "--select", "I,F401", "-"],
+        ["check", "--isolated", "--fix", "--quiet", "--select", "I,F401,UP034", "-"],
         ["format", "--isolated", "--line-length", "120", "-"],
     ):
         made = subprocess.run([*run, *command], input=source, capture_output=True, text=True, check=True)
