@@ -466,10 +466,10 @@ def test_an_op_of_another_package_is_refused_with_its_line() -> None:
 
 
 HOSTILE = [
-    'x"); import os; ("', "class", "import", "None", "__class__", "a b", "größe", "模型", "'", '"""', "\\", "\n", "{x}",
-    "%s", "def f():", "self", "torch", "nn", "forward", "config", "0x", "1", "-", "*", "[0]", "print", "lambda",
-    "x" * 80,     "__import__('os').system('x')", "#", "\t", "🙂", "type", "super", "F", "training", "weight", "call", "_x",
-    "__dunder__",
+    'x"); import os; ("', "class", "import", "None", "__class__", "a b", "größe", "模型", "'", '"""', "\\", "\n",
+    "{x}", "%s", "def f():", "self", "torch", "nn", "forward", "config", "0x", "1", "-", "*", "[0]", "print",
+    "lambda", "x" * 80, "__import__('os').system('x')", "#", "\t", "🙂", "type", "super", "F", "training", "weight",
+    "call", "_x", "__dunder__",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.str
 @pytest.mark.parametrize("page", ["README.md", "docs/knobs.md", "docs/rules.md", "docs/transfer.md"])
 def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # the README imports what it exports
     names: dict[str, object] = {}
     code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert code
@@ -28,11 +29,11 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("autofit ")])
-def test_commands_run(command: str) -> None:
+def test_commands_run(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     result = subprocess.run(
         [sys.executable, "-m", "autofit.cli", *words[1:]],
-        cwd=ROOT,
+        cwd=tmp_path,
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,

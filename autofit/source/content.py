@@ -24,9 +24,9 @@ def reach(classes: Classes, path: str, start: str = "") -> ast.expr:
     at = start
     relative = path[len(start) + 1 :] if start else path
     for part in relative.split(".") if relative else ():
-        owner = classes.modules[at]
+        owner, written = classes.modules[at], at in classes.by_path
         at = f"{at}.{part}" if at else part
-        made = member(made, owner, part)
+        made = attribute(made, part) if written else member(made, owner, part)
     return made
 
 
@@ -142,9 +142,28 @@ class Content:
             return
         if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
             return
+        if isinstance(child, CONTAINERS) and path not in self.classes.calls:
+            yield from self._partly(owner, path, name, child, above)
+            return
         yield self._assign(owner, name, parse("nn.Module()"), "add_module")
         inner = ast.Attribute(owner, name) if attribute_is_safe(name) else call("getattr", [owner, ast.Constant(name)])
         yield from self._held(inner, path, child, (*above, name))
+
+    def _partly(
+        self, owner: ast.expr, path: str, name: str, container: nn.Module, above: tuple[str, ...]
+    ) -> Iterator[ast.stmt]:
+        """A list of modules of which forward runs some: the others hold what they held."""
+        inner = {n: m for n, m in container._modules.items() if m is not None}
+        parts = {n: self._made(f"{path}.{n}", m, (*above, name, n)) for n, m in inner.items()}
+        filled = [part or parse("nn.Module()") for part in parts.values()]
+        keyed = isinstance(container, nn.ModuleDict)
+        content = ast.Dict([ast.Constant(n) for n in parts], filled) if keyed else ast.List(filled)
+        kind = "nn.ModuleDict" if keyed else "nn.ModuleList"
+        yield self._assign(owner, name, call(kind, [content]), "add_module")
+        for n, part in parts.items():
+            if part is None:
+                place = member(attribute(owner, name), container, n)
+                yield from self._held(place, f"{path}.{n}", inner[n], (*above, name, n))
 
     def _made(self, path: str, module: nn.Module, above: tuple[str, ...]) -> ast.expr | None:
         """A module as an expression, if one makes it."""
