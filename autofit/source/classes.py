@@ -70,6 +70,8 @@ class Classes:
         self.loops: set[tuple[str, int, int]] = set()
         self.deep: set[str] = set()
         self.loaded: list[str] = []
+        own = self.worlds.first.model
+        self.config = distinct("config", {*own._modules, *own._parameters, *own._buffers})
         self.all: list[Class] = []
         placeholders = {n.name: n for n in worlds.first.program.graph.nodes if n.op == "placeholder"}
         given = [placeholders[n] for n in worlds.first.program.inputs if n in placeholders]

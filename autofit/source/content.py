@@ -71,7 +71,7 @@ class Content:
             head.append(assign([ast.Attribute(ast.Name("self"), name)], value))
         self.of.configured |= self.uses_config or self.of.is_root
         if self.of.is_root:
-            head.insert(1, ast.parse("self.config = config").body[0])
+            head.insert(1, ast.parse(f"self.{self.classes.config} = config").body[0])
         args = [ast.arg("config", ast.Name("Config"))] if self.of.configured else []
         for name, values in self.of.arguments.items():
             args.append(ast.arg(name, ast.Name("int" if next(iter(values.values())).whole else "float")))

@@ -26,6 +26,7 @@ def identifier(text: str, default: str = "x") -> str:
     ('x_import_os', 'class_', 'x2d', 'gr_e')
     """
     name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") if not is_name(text) else text
+    name = name.lstrip("_") if name.startswith("__") else name  # a class would mangle it
     if not name or name in RESERVED:
         return default
     if name[0].isdigit():

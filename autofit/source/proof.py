@@ -53,7 +53,10 @@ def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, to
     cpu = all(t.device.type == "cpu" for t in model.parameters())
     with warnings.catch_warnings(), torch.device("cpu" if cpu else "meta"), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        again = load(text).build()
+        try:
+            again = load(text).build()
+        except Exception as error:
+            raise ExportError(f"the exported file does not run: {type(error).__name__}: {error}") from error
     mine = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     theirs = {n: tuple(p.shape) for n, p in again.named_parameters(remove_duplicate=False)}
     if mine != theirs or model.state_dict().keys() != again.state_dict().keys():

@@ -157,7 +157,7 @@ def _file(
         init = Content(classes, made, values, stacks).write()
         if made.is_root and parametrization is not None:
             settle_growths(parametrization, classes)
-            methods.append(_at_base(parametrization, made.name))
+            methods.append(_at_base(parametrization, made.name, classes.config))
         body.append(class_(made.name, [parse("nn.Module")], [init, *methods]))
     name = classes.by_path[""].name
     head = _head(parametrization, classes, name)
@@ -175,6 +175,8 @@ def _file(
         state = dict(model.named_parameters())
         listed, factors = entries(parametrization, classes, spreads, state, constants)
         tail = _training(listed, factors, name, classes)
+    read = {n.attr for part in (config, *body, *tail) for n in ast.walk(part) if isinstance(n, ast.Attribute)}
+    config.body = [f for f in config.body if not isinstance(f, ast.AnnAssign) or getattr(f.target, "id", "") in read]
     module = Plain().visit(ast.fix_missing_locations(ast.Module([*head, config, *body, *build, *tail], [])))
     text = formatted(ast.unparse(module))
     fixed = [n for n in worlds.stacks if n not in classes.deep]
@@ -230,16 +232,16 @@ def _config(classes: Classes, parametrization: Parametrization | None) -> ast.Cl
     return class_("Config", [], body, [ast.Name("dataclass")])
 
 
-def _at_base(parametrization: Parametrization, name: str) -> ast.stmt:
+def _at_base(parametrization: Parametrization, name: str, config: str) -> ast.stmt:
     """The method by which autofit sees that the model is in muP."""
-    sizes = ", ".join(f"{identifier(n)!r}: self.config.{g}" for n, g in parametrization.widths.items())
+    sizes = ", ".join(f"{identifier(n)!r}: self.{config}.{g}" for n, g in parametrization.widths.items())
     return ast.parse(
         f"def mup_base(self) -> '{name}':\n"
         '    """This model at the base; beside it autofit sees that it is in muP already."""\n'
-        f"    sizes = {{n: getattr(self.config, n) / growth for n, growth in {{{sizes}}}.items()}}\n"
+        f"    sizes = {{n: getattr(self.{config}, n) / growth for n, growth in {{{sizes}}}.items()}}\n"
         "    if any(size % 1 for size in sizes.values()):\n"
         "        raise ValueError(f'no whole sizes at the base: {sizes}')\n"
-        "    return build(**{**vars(self.config), **{n: int(size) for n, size in sizes.items()}})\n"
+        f"    return build(**{{**vars(self.{config}), **{{n: int(size) for n, size in sizes.items()}}}})\n"
     ).body[0]
 
 
@@ -280,7 +282,7 @@ def _training(listed: list[Entry], factors: Factors, name: str, classes: Classes
     names = sorted({n for e in listed for n in (*e.r_in, *e.r_out)})
     short = {n: "r" if len(names) == 1 else n for n in names}
     growths = "".join(f"    {short[n]} = config.{n}\n" for n in names)
-    depth = ", model.config.depth_mult" if deep else ""
+    depth = f", model.{classes.config}.depth_mult" if deep else ""
     modules = classes.worlds.first.model.modules()
     padded = any(isinstance(m, nn.Embedding) and m.padding_idx is not None for m in modules)
     recurrent = any(isinstance(m, nn.RNNBase) for m in classes.worlds.first.model.modules())
@@ -309,7 +311,7 @@ def rule_of(name: str, config: Config) -> tuple:
 def init_weights(model: {name}, generator: torch.Generator | None = None) -> None:
     """Draw initial values."""
     for name, p in model.named_parameters():
-        rule, r_in, r_out, kind, value = rule_of(name, model.config)
+        rule, r_in, r_out, kind, value = rule_of(name, model.{classes.config})
         if kind == "normal":
             p.normal_(0, value * INIT[rule](r_in, r_out{depth}), generator=generator)
         elif kind == "uniform":
@@ -327,7 +329,7 @@ def param_groups(model: {name}, optimizer="adamw", lr=1e-3, weight_decay=None, e
     groups = {{}}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            rule, r_in, r_out, *_ = rule_of(name, model.config)
+            rule, r_in, r_out, *_ = rule_of(name, model.{classes.config})
             factors = FACTORS[rule](r_in, r_out{depth})[column]
             settings = {{"lr": lr * factors[0], "weight_decay": decay * factors[1]}}
             settings |= {{}} if eps is None else {{"eps": eps * factors[2]}}
