@@ -14,11 +14,10 @@ from torch.utils import _pytree
 
 from autofit.capture import capture, untouched
 from autofit.errors import AutofitError, ExportError
-from autofit.examples import Example
 from autofit.program import Program, op_name
 from autofit.source.ops import SKIPPED
 from autofit.source.tidy import does_nothing
-from autofit.source.worlds import COPYING, SHAPED
+from autofit.source.worlds import COPYING, SHAPED, named_inputs
 
 NAME = "_autofit_exported"
 CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})
@@ -35,7 +34,13 @@ def load(text: str) -> types.ModuleType:
     return made
 
 
-def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, torch.Tensor]) -> str:
+def prove(
+    text: str,
+    model: nn.Module,
+    lowered: Program,
+    inputs: Mapping[str, torch.Tensor],
+    reference: nn.Module | None = None,
+) -> str:
     """Check an exported file against the model that it came from.
 
     Args:
@@ -43,6 +48,7 @@ def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, to
         model: whose state it has to take: the same names, shapes and ties.
         lowered: the captured program with its multipliers, in training mode.
         inputs: of the example, by name.
+        reference: the same model with the multipliers on it that the file has, if there is one.
 
     Returns:
         How it was shown: ``"node for node"`` or ``"by values"``, or why it could not be.
@@ -71,24 +77,36 @@ def prove(text: str, model: nn.Module, lowered: Program, inputs: Mapping[str, to
     except AutofitError as error:
         raise ExportError(f"the exported file cannot be captured again: {error}") from error
     ids: dict[Any, int] = {}
-    if _keys(lowered, ids) == _keys(captured, ids):
-        return "node for node"
-    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        return "not shown: the model has no values, and the file spells some ops in another way"
+    alike = _keys(lowered, ids) == _keys(captured, ids)
+    if reference is None or any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        told = "not shown: there are no values to compare, and the file spells some ops in another way"
+        return "node for node" if alike else told
     again.load_state_dict(model.state_dict())
-    _compare(model, lowered.example, again, inputs)
-    return "by values"
+    _compare(reference, lowered, again)
+    return "node for node" if alike else "by values"
 
 
-def _compare(model: nn.Module, example: Example, again: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
-    with untouched(model), warnings.catch_warnings(), torch.no_grad():
+def _compare(model: nn.Module, lowered: Program, again: nn.Module) -> None:
+    """Outputs in eval mode, on the example with random numbers in the place of its zeros."""
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.any():
+            return torch.randn(value.shape, generator=generator).to(value)
+        return value
+
+    args, kwargs = _pytree.tree_map(fill, (lowered.example.args, lowered.example.kwargs))
+    names = named_inputs(model, lowered, args, kwargs)
+    with untouched(model), warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        wanted = _tensors(model.eval()(*example.args, **example.kwargs))
-        found = _tensors(again.eval()(**inputs))
+        torch.manual_seed(0)
+        wanted = _tensors(model.eval()(*args, **kwargs))
+        torch.manual_seed(0)
+        found = _tensors(again.eval()(**names))
     for a, b in zip(wanted, found, strict=False):
-        if a.shape != b.shape or not torch.allclose(
-            a.float(), b.float(), rtol=1e-4, atol=1e-5 * float(a.float().abs().max())
-        ):
+        largest = float(a.float().nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0.0
+        same = a.shape == b.shape
+        if not same or not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5 * largest, equal_nan=True):
             raise ExportError("the exported file computes something else", todo="please report it with this model")
     if len(wanted) != len(found):
         raise ExportError(f"the exported file gives {len(found)} tensors, the model {len(wanted)}")

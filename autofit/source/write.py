@@ -13,6 +13,7 @@ import torch
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 from torch import fx, nn
 
+from autofit import lowering
 from autofit.growth import Growth
 from autofit.measure import Spread
 from autofit.monomial import Monomial
@@ -40,7 +41,7 @@ from autofit.source.parametrization import (
 from autofit.source.proof import prove
 from autofit.source.syntax import Plain, Put, class_, doc, method, parse
 from autofit.source.tidy import tidy
-from autofit.source.worlds import Worlds, see, twins, without
+from autofit.source.worlds import Worlds, hollow, see, twins, without
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def export(
         multiply(worlds.first.program.graph, roles, plan, places, parametrization.label)
     classes, root = _classes(worlds, roles.growth, places)
     made = _file(model, classes, root, parametrization if multipliers else None, spreads, tuple(constants))
-    return replace(made, shown=prove(made.text, model, worlds.first.program, worlds.inputs))
+    reference = hollow(model, values=True) if not multipliers else model if lowering.is_muified(model) else None
+    return replace(made, shown=prove(made.text, model, worlds.first.program, worlds.inputs, reference))
 
 
 def _classes(worlds: Worlds, growth: Growth, places: Mapping[fx.Node, fx.Node]) -> tuple[Classes, Call]:
