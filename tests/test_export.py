@@ -437,7 +437,7 @@ def test_a_file_that_is_not_the_model_is_refused() -> None:
     for old, new in broken.items():
         assert old in text
         with pytest.raises(ExportError):
-            prove(text.replace(old, new), mu.model, worlds.first.program, worlds.inputs)
+            prove(text.replace(old, new), mu.model, worlds.first.program, worlds.inputs, mu.model)
     assert write.formatted("x = 1\n") == "x = 1\n"
 
 
