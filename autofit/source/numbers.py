@@ -42,7 +42,7 @@ class Formula:
         return tuple(dict.fromkeys(name for t in self.terms for name, _ in t.powers))
 
     def to_ast(self, symbol: Callable[[str], ast.expr]) -> ast.expr:
-        """Python for it: ``4 * n``, ``n // h``, ``(n // h) ** -0.5``."""
+        """Python for it: ``4 * n``, ``n // h``, ``(n / h) ** -0.5``."""
         parts = [self._term(t, symbol) for t in self.terms]
         made = parts[0]
         for term, part in zip(self.terms[1:], parts[1:], strict=True):
@@ -70,22 +70,23 @@ class Formula:
         factor = term.factor
         if self.whole:
             assert isinstance(factor, Fraction)
-            top = _product(
+            over = _product(
                 [
                     *([number(factor.numerator)] if factor.numerator != 1 or not above else []),
                     *(_power(symbol(n), p) for n, p in above),
                 ]
             )
-            bottom = [
+            under = [
                 *([number(factor.denominator)] if factor.denominator != 1 else []),
                 *(_power(symbol(n), p) for n, p in below),
             ]
-            return ast.BinOp(top, ast.FloorDiv(), _product(bottom)) if bottom else top
+            return ast.BinOp(over, ast.FloorDiv(), _product(under)) if under else over
         shared = {abs(p) for _, p in term.powers}
         if len(shared) == 1 and len(term.powers) > 1 and (power := shared.pop()) != 1:
             sign = 1 if term.powers[0][1] > 0 else -1
-            inner = Formula((Term(Fraction(1), tuple((n, p / power * sign) for n, p in term.powers)),), True)
-            body = _power(inner.to_ast(symbol), power * sign)
+            top, bottom = ([symbol(n) for n, p in term.powers if p * sign * side > 0] for side in (1, -1))
+            inner = ast.BinOp(_product(top), ast.Div(), _product(bottom)) if bottom else _product(top)
+            body = _power(inner, power * sign)
         else:
             body = _product([_power(symbol(n), p) for n, p in term.powers])
         return body if factor == 1 else ast.BinOp(number(float(factor)), ast.Mult(), body)
@@ -212,6 +213,7 @@ class Solver:
                 return None
             if exact:
                 powers.append((name, exact))
+        powers.sort(key=lambda item: -float(self.symbols[item[0]][0] or 0))
         rest = first / math.prod(float(self.symbols[n][0] or 1) ** float(p) for n, p in powers)
         if isinstance(first, int):
             factor = Fraction(rest).limit_denominator(64)

@@ -61,7 +61,7 @@ class GPT2Attention(nn.Module):
         super().__init__()
         self.embed_dim = config.n_embd
         self.head_dim = config.n_embd // config.n_head
-        self.scaling = (config.n_embd // config.n_head) ** -0.5
+        self.scaling = (config.n_embd / config.n_head) ** -0.5
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(0.1)
