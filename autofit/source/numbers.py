@@ -213,7 +213,8 @@ class Solver:
                 return None
             if exact:
                 powers.append((name, exact))
-        powers.sort(key=lambda item: -float(self.symbols[item[0]][0] or 0))
+        if isinstance(first, float):  # a quotient reads, and rounds, as that of the larger by the smaller
+            powers.sort(key=lambda item: -float(self.symbols[item[0]][0] or 0))
         rest = first / math.prod(float(self.symbols[n][0] or 1) ** float(p) for n, p in powers)
         if isinstance(first, int):
             factor = Fraction(rest).limit_denominator(64)
