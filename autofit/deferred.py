@@ -33,7 +33,7 @@ ATTRIBUTE = "_autofit_init"
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """A tensor of the recording: geometry over a numbered storage, or the values of one that nothing wrote."""
 
     storage: int
@@ -46,7 +46,15 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
+    """An op that ran.
+
+    Attributes:
+        func: the op.
+        args, kwargs, result: what it took and gave, with tensors as views.
+        reads, writes: numbers of storages.
+    """
+
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -65,7 +73,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self._alive: list[Any] = []  # a storage's number is unique only while it lives
         self._written: set[int] = set()
 
@@ -82,21 +90,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         writes |= {_number(t) for t in _tensors(result)} - reads
         self._written |= writes
         seen = _pytree.tree_map_only(torch.Tensor, self.view, result)
-        self.steps.append(_Step(func, seen_args, seen_kwargs, seen, frozenset(reads), frozenset(writes)))
+        self.steps.append(Step(func, seen_args, seen_kwargs, seen, frozenset(reads), frozenset(writes)))
         return result
 
     def skipped(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Keep a call that writes its first argument."""
         seen = _pytree.tree_map_only(torch.Tensor, self.view, args)
         touched = frozenset({_number(args[0])})
-        self.steps.append(_Step(func, seen, {}, seen[0], touched, touched))
+        self.steps.append(Step(func, seen, {}, seen[0], touched, touched))
 
-    def view(self, t: torch.Tensor) -> _View:
+    def view(self, t: torch.Tensor) -> View:
         """A tensor as geometry; one with values that no recorded op wrote is kept as it is now."""
         storage = t.untyped_storage()
         self._alive.append(storage)
         own = None if t.is_meta or _number(t) in self._written else t.detach().clone()
-        return _View(
+        return View(
             _number(t), t.dtype, tuple(t.shape), tuple(t.stride()), int(t.storage_offset()), int(storage.nbytes()), own
         )
 
@@ -197,10 +205,10 @@ class Recipe:
             if b.is_meta and b.is_floating_point() and b.numel() == 1 and self.knows(name)
         }
 
-    def _run(self, target: _View, device: torch.device) -> torch.Tensor:
+    def _run(self, target: View, device: torch.device) -> torch.Tensor:
         storages: dict[int, torch.UntypedStorage] = {}
 
-        def real(view: _View) -> torch.Tensor:
+        def real(view: View) -> torch.Tensor:
             if view.value is not None:
                 return view.value.to(device)
             if view.storage not in storages:
@@ -210,18 +218,47 @@ class Recipe:
 
         for i in self._needed(target.storage):
             step = self._steps[i]
-            args, kwargs = _pytree.tree_map_only(_View, real, (step.args, step.kwargs))
+            args, kwargs = _pytree.tree_map_only(View, real, (step.args, step.kwargs))
             if "device" in kwargs:
                 kwargs["device"] = device
             result = step.func(*args, **kwargs)
             for made, view in zip(_pytree.tree_leaves(result), _pytree.tree_leaves(step.result), strict=True):
-                if isinstance(view, _View):
+                if isinstance(view, View):
                     storages.setdefault(view.storage, made.untyped_storage())
         return real(target)
 
-    def _needed(self, storage: int) -> list[int]:
+    def steps(self, name: str) -> tuple[list[Step], View] | None:
+        """The ops that a tensor's last values depend on, in order, and where they leave them; ``None`` if unknown.
+
+        Values that another tensor held, and that are copied here as they are, are found there.
+        """
+        target = self._targets.get(name)
+        if target is None:
+            return None
+        last = max((i for i in self._writers[target.storage] if not self._steps[i].allocates), default=None)
+        if last is not None and str(self._steps[last].func) == "aten.copy_.default":
+            written, source = self._steps[last].args[:2]
+            if written == target and (source.size, source.dtype) == (target.size, target.dtype):
+                return self._with_views(self._needed(source.storage, last), source), source
+        return self._with_views(self._needed(target.storage), target), target
+
+    def _with_views(self, needed: list[int], target: View) -> list[Step]:
+        """Steps, and between them the ops that only give another view of a storage."""
+        kept = set(needed)
+        wanted = {target} if target.value is None else set()
+        found: list[Step] = []
+        for i in range(max(kept, default=-1) if not wanted else len(self._steps) - 1, -1, -1):
+            step = self._steps[i]
+            made = [v for v in _pytree.tree_leaves(step.result) if isinstance(v, View) and v.value is None]
+            if i in kept or (not step.writes and wanted.intersection(made)):
+                found.append(step)
+                wanted.difference_update(made)
+                wanted |= {v for v in _pytree.tree_leaves((step.args, step.kwargs)) if isinstance(v, View)}
+        return found[::-1]
+
+    def _needed(self, storage: int, before: int = sys.maxsize) -> list[int]:
         """Numbers of the steps that the last values of a storage depend on, in order."""
-        waiting, found = [-i for i in self._writers[storage]], set()
+        waiting, found = [-i for i in self._writers[storage] if i < before], set()
         wanted = {storage}
         heapq.heapify(waiting)
         while waiting:
@@ -236,12 +273,12 @@ class Recipe:
                         heapq.heappush(waiting, -j)
         return sorted(found)
 
-    def _signature(self, target: _View) -> Any:
+    def _signature(self, target: View) -> Any:
         """Equal for tensors that equal ops write, whatever their storages."""
         numbers: dict[int, int] = {}
 
         def plain(value: Any) -> str:
-            if not isinstance(value, _View):
+            if not isinstance(value, View):
                 return repr(value)
             number = numbers.setdefault(value.storage, len(numbers))
             held = id(value.value) if value.value is not None else None
@@ -273,6 +310,16 @@ def deferred_init(factory: Callable[[], nn.Module]) -> nn.Module:
         _initialize_transformers(model)
     model.__dict__[ATTRIBUTE] = Recipe(recorder, model)
     return model
+
+
+def record(factory: Callable[[], nn.Module], device: str) -> Recipe:
+    """How the values of a model come about that is built on a device, and forgotten."""
+    if device == "meta":
+        recipe: Recipe = deferred_init(factory).__dict__[ATTRIBUTE]
+        return recipe
+    recorder = Recorder()
+    with recorder, torch.device(device):
+        return Recipe(recorder, factory())
 
 
 def find_recipe(model: nn.Module) -> Recipe | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import fx, nn
 
 from autofit.growth import Growth
 from autofit.program import op_name
+from autofit.source.buffers import Buffer, Buffers
 from autofit.source.calls import CONSTANT, SIZES, Call, Leaf, constructor, inputs, outputs
 from autofit.source.names import distinct, identifier, is_name
 from autofit.source.numbers import Formula, Solver, Vector, constant
-from autofit.source.ops import Path
-from autofit.source.worlds import Worlds, argument
+from autofit.source.ops import Path, argument, is_number, literals
+from autofit.source.worlds import Worlds
 
 Place = tuple[Any, ...]
 """Where a number is in a class: of an op, of a shape, of an argument of an inner module."""
@@ -58,6 +60,7 @@ class Classes:
         solver: Solver,
         growth: Growth,
         places: Mapping[fx.Node, fx.Node],
+        buffers: Buffers,
     ) -> None:
         self.worlds, self.root, self.state, self.solver, self.growth = worlds, root, state, solver, growth
         self.every = (worlds.first, *worlds.sizes)
@@ -65,7 +68,9 @@ class Classes:
         self.by_path: dict[str, Class] = {}
         self.calls: dict[str, list[Call]] = {}
         self.unsolved: dict[str, str] = {}
-        self.places = places
+        self.places, self.buffers = places, buffers
+        self.functions: dict[str, ast.FunctionDef] = {}
+        self.taken = {"Config", "build", "Model"}
         self.order = {n: i for i, n in enumerate(worlds.first.program.graph.nodes)}
         self.loops: set[tuple[str, int, int]] = set()
         self.deep: set[str] = set()
@@ -84,7 +89,6 @@ class Classes:
             if call.path not in self.leaves:
                 call.leaf = None
         mine = [p for p in self.calls if p not in self.leaves and not self.is_chain(p)]
-        taken: set[str] = set()
         groups: dict[Any, list[str]] = {}
         for depth in sorted({p.count(".") + (p != "") for p in mine}, reverse=True):
             groups = {}
@@ -92,7 +96,7 @@ class Classes:
                 if path.count(".") + (path != "") == depth:
                     groups.setdefault(self._skeleton(path), []).append(path)
             for paths in groups.values():
-                self._add(paths, taken)
+                self._add(paths)
 
     def _bring_sizes(self, around: tuple[Call, ...]) -> None:
         """Where a call needs a size of the data that none of its values has, it reads one of those around it."""
@@ -130,11 +134,9 @@ class Classes:
 
     # what a class is
 
-    def _add(self, paths: list[str], taken: set[str]) -> None:
-        name = distinct(
-            identifier(type(self.modules[paths[0]]).__name__, "Module"), taken | {"Config", "build", "Model"}
-        )
-        taken.add(name)
+    def _add(self, paths: list[str]) -> None:
+        name = distinct(identifier(type(self.modules[paths[0]]).__name__, "Module"), self.taken)
+        self.taken.add(name)
         made = Class(name, paths, self._programs(paths[0]))
         numbers = [dict(self._numbers(path)) for path in paths]
         by_values: dict[tuple[Formula, ...], str] = {}
@@ -154,7 +156,7 @@ class Classes:
     def _attribute(self, paths: list[str], values: tuple[Formula, ...]) -> str | None:
         """An attribute of the original that has these numbers."""
         for name, value in vars(self.modules[paths[0]]).items():
-            if _is_number(value) and is_name(name) and not name.startswith("_"):
+            if is_number(value) and is_name(name) and not name.startswith("_"):
                 vectors = [self._attribute_vector(p, name) for p in paths]
                 if all(v is not None and self.solver(v) == f for v, f in zip(vectors, values, strict=True)):
                     return name
@@ -222,7 +224,9 @@ class Classes:
         for name, b in module._buffers.items():
             if b is not None:
                 kept = name not in module._non_persistent_buffers_set
-                yield ("buffer", name, b.dim(), str(b.dtype), kept)
+                known = self.buffer(path, name)
+                how = known and (known.text, known.origin and known.origin.skeleton)
+                yield ("buffer", name, b.dim(), str(b.dtype), kept, how)
         for name, child in module._modules.items():
             if child is not None:
                 inner = f"{path}.{name}" if path else name
@@ -233,7 +237,7 @@ class Classes:
             return "class", self.by_path[path].name
         leaf = None if path in self.calls and path not in self.leaves else constructor(module)
         if leaf is not None:
-            return "leaf", leaf.name, tuple((k, None if _is_number(v) else v) for k, v in leaf.settings.items())
+            return "leaf", leaf.name, tuple((k, None if is_number(v) else v) for k, v in leaf.settings.items())
         return type(module).__name__, tuple(self._content(path, module))
 
     def _call_skeleton(self, call: Call) -> Any:
@@ -269,7 +273,7 @@ class Classes:
                 return tuple(seen(v, (*where, i)) for i, v in enumerate(value))
             if isinstance(value, dict):
                 return tuple((k, seen(v, (*where, k))) for k, v in value.items())
-            return self._measured(node, where, numbering) if _is_number(value) else repr(value)
+            return self._measured(node, where, numbering) if is_number(value) else repr(value)
 
         given = seen(node.args, ("args",)), seen(dict(node.kwargs), ("kwargs",))
         return *given, node.meta.get("multiplier"), node.meta.get("scaled_by")
@@ -333,6 +337,16 @@ class Classes:
             if p is not None:
                 for axis in range(p.dim()):
                     yield ("shape", above, name, axis), self.of_shape(path, name, axis)
+        for name, b in module._buffers.items():
+            known = None if b is None else self.buffer(path, name)
+            if b is None or known is None:
+                continue
+            if known.origin is not None:
+                for i, where, vector in known.origin.numbers():
+                    yield ("made", above, name, i, where), self.solved(vector, f"{path}.{name}")
+                continue
+            for axis in range(b.dim()):
+                yield ("shape", above, name, axis), self.of_shape(path, name, axis)
         for name, child in module._modules.items():
             if child is None:
                 continue
@@ -342,10 +356,17 @@ class Classes:
                     yield ("argument", (*above, name), argument), values[inner]
             elif (leaf := self.leaf(inner)) is not None:
                 for key, value in leaf.settings.items():
-                    if _is_number(value):
+                    if is_number(value):
                         yield ("setting", (*above, name), key), self.of_setting(inner, key)
             else:
                 yield from self._held(inner, child, (*above, name))
+
+    def buffer(self, path: str, name: str) -> Buffer | None:
+        """A buffer that the source has: one of a checkpoint, or one that forward reads."""
+        full = f"{path}.{name}" if path else name
+        kept = name not in self.modules[path]._non_persistent_buffers_set
+        read = any(full in names for node, names in self.state.items() if node.users)
+        return self.buffers(full) if kept or read else None
 
     def leaf(self, path: str) -> Leaf | None:
         """A module of torch that is used as one."""
@@ -355,19 +376,19 @@ class Classes:
         """The formula of a number in an op."""
         mine = argument(node, where)
         vector = [w.number(node, where) for w in self.every]
-        formula = self._solve(tuple(vector), f"{node.name}: {mine}")
+        formula = self.solved(tuple(vector), f"{node.name}: {mine}")
         ev = self.worlds.evaluation
         if ev is not None and node in ev.at:
             other = argument(ev.at[node], where)
             other = _default(ev.at[node], where) if other is None else other
-            if other != mine and _is_number(other):
-                return Formula(formula.terms, formula.whole, other)
+            if other != mine and is_number(other):
+                return replace(formula, in_eval=other)
         return formula
 
     def of_shape(self, path: str, name: str, axis: int) -> Formula:
         """The formula of a parameter's or buffer's size."""
 
-        return self._solve(tuple(w.shape(path, name, axis) for w in self.every), f"{path}.{name}[{axis}]")
+        return self.solved(tuple(w.shape(path, name, axis) for w in self.every), f"{path}.{name}[{axis}]")
 
     def shapes(self, name: str, axis: int) -> Vector:
         """The size of a parameter in all captures."""
@@ -377,13 +398,14 @@ class Classes:
     def of_setting(self, path: str, key: str) -> Formula:
         """The formula of a number that a module of torch is made with."""
 
-        return self._solve(tuple(w.setting(path, key) for w in self.every), f"{path}.{key}")
+        return self.solved(tuple(w.setting(path, key) for w in self.every), f"{path}.{key}")
 
     def of_size(self, node: fx.Node, axis: int) -> Vector:
         """A size of a value in all captures."""
         return tuple(w.size(node, axis) for w in self.every)
 
-    def _solve(self, vector: Vector, what: str) -> Formula:
+    def solved(self, vector: Vector, what: str) -> Formula:
+        """The formula of a number; where none is found, the sizes that it varies with are noted."""
         found = self.solver(vector)
         if found is None:
             assert vector[0] is not None
@@ -399,26 +421,6 @@ def of_data(formula: Formula) -> bool:
     return any(s.startswith("data") for s in formula.symbols)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def literals(node: fx.Node) -> Iterator[tuple[Path, Any]]:
-    """Numbers that an op takes, with their places."""
-
-    def walk(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-        if isinstance(value, list | tuple):
-            for i, v in enumerate(value):
-                yield from walk(v, (*path, i))
-        elif _is_number(value):
-            yield path, value
-
-    for i, a in enumerate(node.args):
-        yield from walk(a, ("args", i))
-    for k, a in node.kwargs.items():
-        yield from walk(a, ("kwargs", k))
-
-
 def _default(node: fx.Node, where: Path) -> Any:
     """What an op takes where a number is not given."""
     schema = getattr(node.target, "_schema", None)
@@ -432,6 +434,8 @@ def _hint(place: Place) -> str:
     """A name for a constructor argument."""
     if place[0] in ("setting", "argument"):
         return identifier(str(place[2]))
+    if place[0] == "made":
+        return identifier(f"{place[2]}_{place[4][-1]}" if isinstance(place[4][-1], str) else f"{place[2]}_value")
     if place[0] == "shape":
         return identifier(f"{place[2]}_size" if place[3] == 0 else f"{place[2]}_size_{place[3]}")
     last = place[4][-1]

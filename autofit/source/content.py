@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ast
 import keyword
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from autofit.errors import ExportError
+from autofit.source.buffers import Origin, by_formula, by_one, function, is_equal, run
 from autofit.source.calls import constructor_arguments
 from autofit.source.classes import CONTAINERS, Class, Classes
-from autofit.source.names import identifier
-from autofit.source.numbers import Formula, listed, number
-from autofit.source.syntax import assign, call, method, parse
+from autofit.source.names import distinct, identifier
+from autofit.source.numbers import Formula
+from autofit.source.ops import Path
+from autofit.source.syntax import assign, call, doc, method, parse
 
 
 def reach(classes: Classes, path: str, start: str = "") -> ast.expr:
@@ -52,8 +53,8 @@ def attribute_is_safe(name: str) -> bool:
 class Content:
     """Writes one ``__init__``."""
 
-    def __init__(self, classes: Classes, of: Class, values: dict[str, torch.Tensor], stacks: dict[str, str]) -> None:
-        self.classes, self.of, self.values, self.stacks = classes, of, values, stacks
+    def __init__(self, classes: Classes, of: Class, stacks: dict[str, str]) -> None:
+        self.classes, self.of, self.stacks = classes, of, stacks
         self.path = of.paths[0]
         self.uses_config = False
 
@@ -111,22 +112,15 @@ class Content:
                 value.keywords.append(ast.keyword("requires_grad", ast.Constant(False)))
             yield self._assign(owner, name, value, "register_parameter")
         for name, b in module._buffers.items():
-            if b is not None:
-                kept = name not in module._non_persistent_buffers_set
-                if kept or self._is_read(path, name):
-                    made = call(
-                        ast.Attribute(owner, "register_buffer"), [ast.Constant(name), self._buffer(path, name, b)]
-                    )
-                    if not kept:
-                        made.keywords.append(ast.keyword("persistent", ast.Constant(False)))
-                    yield ast.Expr(made)
+            if b is not None and self.classes.buffer(path, name) is not None:
+                content = self._buffer(path, name, above)
+                made = call(ast.Attribute(owner, "register_buffer"), [ast.Constant(name), content])
+                if name in module._non_persistent_buffers_set:
+                    made.keywords.append(ast.keyword("persistent", ast.Constant(False)))
+                yield ast.Expr(made)
         for name, child in module._modules.items():
             if child is not None:
                 yield from self._child(owner, f"{path}.{name}" if path else name, name, child, above)
-
-    def _is_read(self, path: str, name: str) -> bool:
-        full = f"{path}.{name}" if path else name
-        return any(full in names for node, names in self.classes.state.items() if node.users)
 
     def _child(
         self, owner: ast.expr, path: str, name: str, child: nn.Module, above: tuple[str, ...]
@@ -238,16 +232,73 @@ class Content:
     def _register(self, owner: ast.expr, register: str, name: str, value: ast.expr) -> ast.stmt:
         return ast.Expr(call(ast.Attribute(owner, register), [ast.Constant(name), value]))
 
-    def _buffer(self, path: str, name: str, value: torch.Tensor) -> ast.expr:
+    def _buffer(self, path: str, name: str, above: tuple[str, ...]) -> ast.expr:
+        """What gives a buffer its values: a formula, a function of this file, or the values themselves."""
         full = f"{path}.{name}" if path else name
-        shape = [self.formula(("buffer", name, a), self.classes.of_shape(path, name, a)) for a in range(value.dim())]
-        found = buffer(self.values.get(full, value), shape)
-        if found is None and name not in self.classes.modules[path]._non_persistent_buffers_set:
+        mine = self.classes.buffers(full)
+        if mine.origin is not None:
+            return self._function(path, name, above)
+        shape = [
+            self.formula(("shape", above, name, a), self.classes.of_shape(path, name, a))
+            for a in range(mine.value.dim())
+        ]
+        formula = by_formula(mine.value, shape)
+        if formula is not None:
+            return formula
+        inner = path[len(self.path) :]
+        others = (self.classes.buffers(f"{p}{inner}.{name}".lstrip(".")).value for p in self.of.paths[1:])
+        if all(is_equal(v, mine.value) for v in others) and (one := by_one(mine.value)) is not None:
+            return one
+        if name not in self.classes.modules[path]._non_persistent_buffers_set:
             self.classes.loaded.append(full)
             return call("torch.full", [ast.Tuple(shape), parse("float('nan')")])
-        if found is None:
-            raise ExportError(f"how the buffer {full} comes about is not known")
-        return found
+        raise ExportError(f"how the buffer {full} comes about is not known")
+
+    def _function(self, path: str, name: str, above: tuple[str, ...]) -> ast.expr:
+        """A call of a function of this file that does what the original's constructor did."""
+        classes = self.classes
+        full = f"{path}.{name}" if path else name
+        origin = classes.buffers(full).origin
+        assert origin is not None
+        numbers = {(i, where): values for i, where, values in origin.numbers()}
+
+        def formula(i: int, where: Path) -> Formula | str:
+            given = self.of.place.get(("made", above, name, i, where))
+            return given or classes.solved(numbers[i, where], full)
+
+        body, args = function(origin, formula)
+        title = doc(f"Values of the buffer {name}.")
+        made = ast.parse("def _() -> torch.Tensor: pass").body[0]
+        assert isinstance(made, ast.FunctionDef)
+        made.body = [title, *body]
+        made.args.args = [ast.arg(a, ast.Name(kind.__name__)) for a, (_, kind, _) in args.items()]
+        key = ast.dump(made)
+        if key not in classes.functions:
+            made.name = distinct(f"make_{identifier(name)}", classes.taken)
+            classes.taken.add(made.name)
+            classes.functions[key] = made
+        own = classes.functions[key]
+        self._check(own, origin, args, path, name)
+        given = [self._symbol(n) if is_size else ast.Name(n) for n, _, is_size in args.values()]
+        return call(own.name, given)
+
+    def _check(
+        self, own: ast.FunctionDef, origin: Origin, args: Mapping[str, tuple[str, type, bool]], path: str, name: str
+    ) -> None:
+        """Run a function for every module of this class, at all sizes."""
+        classes, inner = self.classes, path[len(self.path) :]
+        made = run(own)
+        for other in self.of.paths:
+            full = f"{other}{inner}.{name}".lstrip(".")
+            wanted = classes.buffers(full).origin
+            assert wanted is not None
+            for i, value in enumerate(wanted.values):
+                sizes = {s: float(v[i] or 0) for s, v in classes.solver.symbols.items()}
+                given = [
+                    int(sizes[n]) if is_size else self.of.arguments[n][other](sizes) for n, _, is_size in args.values()
+                ]
+                if not is_equal(made(*given), value):
+                    raise ExportError(f"how the buffer {full} comes about is not known")
 
 
 _REQUIRED = object()
@@ -261,47 +312,3 @@ def _call_of(cls: type[nn.Module], settings: dict[str, ast.expr]) -> ast.expr:
             break
         positional.append(settings.pop(name))
     return call(f"nn.{cls.__name__}", positional, settings)
-
-
-def buffer(value: torch.Tensor, shape: list[ast.expr]) -> ast.expr | None:
-    """An expression for the values of a buffer, checked against them bit for bit; ``None`` where none is known."""
-    if value.is_meta:
-        return None
-    dims: list[ast.expr] = shape or [ast.Tuple([])]
-    dtype = {} if value.dtype == torch.float32 else {"dtype": parse(str(value.dtype))}
-    if value.numel() and bool((value == value.flatten()[0]).all()):
-        first = value.flatten()[0].item()
-        if first in (0, 1):
-            return call(f"torch.{'zeros' if first == 0 else 'ones'}", dims, dict(dtype))
-        return call("torch.full", [ast.Tuple(shape), number(first)], dict(dtype))
-    if value.dim() and value.dtype == torch.int64:
-        steps = torch.arange(value.shape[-1])
-        if torch.equal(value, steps.expand_as(value)):
-            plain = call("torch.arange", [shape[-1]])
-            return plain if value.dim() == 1 else call(ast.Attribute(plain, "expand"), shape)
-    if value.dim() >= 2 and value.dtype == torch.bool and value.shape[-1] == value.shape[-2]:
-        n = value.shape[-1]
-        if torch.equal(value, torch.ones(n, n, dtype=torch.bool).tril().expand_as(value)):
-            return parse("torch.ones(*_s, dtype=torch.bool).tril()", _s=ast.Tuple(shape))
-    if value.dim() == 1 and value.dtype == torch.float32 and len(value) > 1:
-        n = 2 * len(value)
-        guess = float(value[1] / value[0]) ** (-n / 2)
-        for theta in {round(guess), float(f"{guess:.3g}"), float(f"{guess:.2g}"), float(f"{guess:.1g}")}:
-            if theta > 0 and torch.equal(value, 1.0 / (float(theta) ** (torch.arange(0, n, 2).float() / n))):
-                size = ast.BinOp(ast.Constant(2), ast.Mult(), shape[0])
-                return parse(
-                    "1.0 / _t ** (torch.arange(0, _n, 2).float() / _n)",
-                    _t=number(float(theta)),
-                    _n=_twice(shape[0], size),
-                )
-    if value.numel() <= 64:
-        made = call("torch.tensor", [listed(value.tolist())])
-        return ast.Call(made.func, made.args, [ast.keyword(k, v) for k, v in dtype.items()])
-    return None
-
-
-def _twice(half: ast.expr, size: ast.expr) -> ast.expr:
-    """``n`` where a half is ``n // 2``."""
-    if isinstance(half, ast.BinOp) and isinstance(half.op, ast.FloorDiv) and ast.unparse(half.right) == "2":
-        return half.left
-    return size

@@ -17,11 +17,11 @@ from torch import fx
 from autofit.errors import ExportError
 from autofit.program import describe, op_name
 from autofit.source.calls import Call, inputs, outputs
-from autofit.source.classes import Class, Classes, literals, of_data
+from autofit.source.classes import Class, Classes, of_data
 from autofit.source.content import attribute, reach
 from autofit.source.names import arguments, distinct, identifier, statement
 from autofit.source.numbers import Formula, Term, listed
-from autofit.source.ops import Path, Scope, Writer, name_of
+from autofit.source.ops import Path, Scope, Writer, literals, name_of
 from autofit.source.syntax import assign, call, method, parse
 
 RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())

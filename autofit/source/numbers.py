@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -29,17 +29,20 @@ class Formula:
     Attributes:
         terms: what is added.
         whole: whether the number is an integer.
-        eval: what it is in eval mode, where that differs from training.
+        in_eval: what it is in eval mode, where that differs from training.
+        over: what the sum is divided by, of a number that is no integer.
     """
 
     terms: tuple[Term, ...]
     whole: bool
     in_eval: float | int | bool | None = None
+    over: Formula | None = None
 
     @property
     def symbols(self) -> tuple[str, ...]:
         """Sizes that it depends on."""
-        return tuple(dict.fromkeys(name for t in self.terms for name, _ in t.powers))
+        own = (name for t in self.terms for name, _ in t.powers)
+        return tuple(dict.fromkeys((*own, *(self.over.symbols if self.over is not None else ()))))
 
     def to_ast(self, symbol: Callable[[str], ast.expr]) -> ast.expr:
         """Python for it: ``4 * n``, ``n // h``, ``(n / h) ** -0.5``."""
@@ -50,6 +53,8 @@ class Formula:
                 made = ast.BinOp(made, ast.Sub(), self._term(Term(-term.factor, term.powers), symbol))
             else:
                 made = ast.BinOp(made, ast.Add(), part)
+        if self.over is not None:
+            made = ast.BinOp(made, ast.Div(), self.over.to_ast(symbol))
         if self.in_eval is not None:
             test = ast.Attribute(ast.Name("self"), "training")
             if self.in_eval is False and self.terms == (Term(Fraction(1)),):
@@ -59,28 +64,23 @@ class Formula:
 
     def _term(self, term: Term, symbol: Callable[[str], ast.expr]) -> ast.expr:
         if not term.powers:
-            value = term.factor
-            return number(
-                int(value)
-                if self.whole or (isinstance(value, Fraction) and value.denominator == 1 and self.whole)
-                else float(value)
-            )
+            return number(int(term.factor) if self.whole else float(term.factor))
         above = [(n, p) for n, p in term.powers if p > 0]
         below = [(n, -p) for n, p in term.powers if p < 0]
         factor = term.factor
         if self.whole:
             assert isinstance(factor, Fraction)
-            over = _product(
+            numerator = _product(
                 [
                     *([number(factor.numerator)] if factor.numerator != 1 or not above else []),
                     *(_power(symbol(n), p) for n, p in above),
                 ]
             )
-            under = [
+            denominator = [
                 *([number(factor.denominator)] if factor.denominator != 1 else []),
                 *(_power(symbol(n), p) for n, p in below),
             ]
-            return ast.BinOp(over, ast.FloorDiv(), _product(under)) if under else over
+            return ast.BinOp(numerator, ast.FloorDiv(), _product(denominator)) if denominator else numerator
         shared = {abs(p) for _, p in term.powers}
         if len(shared) == 1 and len(term.powers) > 1 and (power := shared.pop()) != 1:
             sign = 1 if term.powers[0][1] > 0 else -1
@@ -95,6 +95,8 @@ class Formula:
         total = 0.0
         for t in self.terms:
             total += float(t.factor) * math.prod(values[n] ** float(p) for n, p in t.powers)
+        if self.over is not None:
+            total /= self.over(values)
         return round(total) if self.whole else total
 
 
@@ -167,6 +169,8 @@ class Solver:
 
     def _candidates(self, vector: Vector) -> Iterable[Formula | None]:
         yield self._monomial(vector)
+        if isinstance(vector[0], float):
+            yield self._quotient(vector)
         if isinstance(vector[0], int):
             yield self._affine(vector)
             sizes = [*self.sizes, *(Formula((Term(Fraction(1), ((n, Fraction(1)),)),), True) for n in self.symbols)]
@@ -188,9 +192,7 @@ class Solver:
             if len(values) < len(formula.symbols):
                 return False
             try:
-                exact = sum(
-                    float(t.factor) * math.prod(values[n] ** float(p) for n, p in t.powers) for t in formula.terms
-                )
+                exact = replace(formula, whole=False)(values)
             except (ZeroDivisionError, OverflowError):
                 return False
             if not math.isclose(exact, float(v), rel_tol=1e-9 if formula.whole else 1e-6):
@@ -222,6 +224,29 @@ class Solver:
         nice = Fraction(rest).limit_denominator(16)
         return Formula((Term(nice if math.isclose(nice, rest, rel_tol=1e-9) else rest, tuple(powers)),), False)
 
+    def _quotient(self, vector: Vector) -> Formula | None:
+        """``c / (n // k + b)`` with one size, as in ``log(10000) / (n // 2 - 1)``; to the last bit."""
+        first = vector[0]
+        moved = [n for n, at in self.changed.items() if vector[at] not in (None, first)]
+        if len(moved) != 1 or not first:
+            return None
+        at, symbol = self.changed[moved[0]], self.symbols[moved[0]]
+        if not vector[at]:
+            return None
+        for k in (1, 2, 4):
+            a, b = (int(symbol[i] or 0) // k for i in (0, at))
+            # first * (a + rest) == vector[at] * (b + rest)
+            rest = (vector[at] * b - first * a) / (first - vector[at])  # type: ignore[operator]
+            if abs(rest) > 4.1 or abs(rest - round(rest)) > 1e-6 or not round(rest) or not a + round(rest):
+                continue
+            terms = Term(Fraction(1, k), ((moved[0], Fraction(1)),)), Term(Fraction(round(rest)))
+            over = Formula(terms, True)
+            for factor in _near(first * (a + round(rest))):
+                made = Formula((Term(factor),), False, over=over)
+                if all(v is None or made({moved[0]: float(s or 0)}) == v for v, s in zip(vector, symbol, strict=True)):
+                    return made
+        return None
+
     def _affine(self, vector: Vector) -> Formula | None:
         """``a * n + b`` with one size."""
         first = vector[0]
@@ -232,3 +257,13 @@ class Solver:
         slope = Fraction(int(vector[at] - first), int(symbol[at] - symbol[0]))  # type: ignore[operator]
         rest = Fraction(int(first)) - slope * int(symbol[0])  # type: ignore[arg-type]
         return Formula((Term(slope, ((moved[0], Fraction(1)),)), Term(rest)), True) if slope else None
+
+
+def _near(value: float) -> Iterator[float]:
+    """Floats within a few of a value, the nearest first."""
+    below = above = value
+    yield value
+    for _ in range(4):
+        below, above = math.nextafter(below, -math.inf), math.nextafter(above, math.inf)
+        yield below
+        yield above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,19 +66,51 @@ class Scope:
         operand: expression of a value.
         literal: expression of a number, given its node and place.
         dtype: expression of a dtype, given the node and the argument's name.
-        device: expression of a device that tensors here are on.
+        device: expression of a device that tensors here are on; ``None`` where it is that by default.
     """
 
     operand: Callable[[fx.Node], ast.expr]
     literal: Callable[[fx.Node, Path, Any], ast.expr]
     dtype: Callable[[fx.Node, Path, torch.dtype], ast.expr]
-    device: Callable[[], ast.expr]
+    device: Callable[[], ast.expr | None]
 
 
 def name_of(node: fx.Node) -> str:
     """Name of an op as it is called in Python."""
     name = op_name(node).removeprefix("aten.")
     return UNSAFE.get(name, name)
+
+
+def argument(node: fx.Node, where: Path) -> Any:
+    """An argument of an op by its place, ``None`` where it is not given."""
+    value: Any = node.args if where[0] == "args" else node.kwargs
+    for key in where[1:]:
+        try:
+            value = value[key]
+        except (IndexError, KeyError, TypeError):
+            return None
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def literals(node: fx.Node) -> Iterator[tuple[Path, Any]]:
+    """Numbers that an op takes, with their places."""
+
+    def walk(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+        if isinstance(value, list | tuple):
+            for i, v in enumerate(value):
+                yield from walk(v, (*path, i))
+        elif is_number(value):
+            yield path, value
+
+    for i, a in enumerate(node.args):
+        yield from walk(a, ("args", i))
+    for k, a in node.kwargs.items():
+        yield from walk(a, ("kwargs", k))
 
 
 def overload_is(node: fx.Node, *names: str) -> bool:
@@ -120,6 +152,18 @@ class Writer:
                 return ast.BinOp(args[0], BINARY[name](), args[1])
         raise ExportError(f"{op_name(node)} is not an op of torch alone")
 
+    def in_place(self, node: fx.Node) -> ast.expr:
+        """An expression that writes a value into another: ``x.add_(1)``."""
+        assert isinstance(node.target, torch._ops.OpOverload)
+        name = node.target._schema.name.removeprefix("aten::")
+        given = self._given(node)
+        if not hasattr(torch.Tensor, name) or "self" not in given:
+            return self._raw(node)
+        args = self._expressions(node, given)
+        order = [a.name for a in node.target._schema.arguments if a.name not in SKIPPED]
+        positional, keywords = _apart(order[1:], args, node.target._schema)
+        return call(ast.Attribute(args["self"], name), positional, keywords)
+
     def _value(self, node: fx.Node, path: Path, value: Any) -> ast.expr:
         if isinstance(value, fx.Node):
             return self.scope.operand(value)
@@ -130,7 +174,7 @@ class Writer:
         if isinstance(value, torch.memory_format):
             return parse(str(value))
         if isinstance(value, torch.device):
-            return self.scope.device()
+            return self.scope.device() or ast.Constant(None)
         if isinstance(value, int | float | bool):
             return self.scope.literal(node, path, value)
         if value is None or isinstance(value, str):
@@ -171,7 +215,8 @@ class Writer:
             positional, keywords = _apart(order, args, schema)
             if name in ("zeros", "ones", "empty", "randn", "rand") and isinstance(positional[0], ast.List):
                 positional = positional[0].elts or [ast.Tuple([])]
-            return call(f"torch.{name}", positional, {**keywords, "device": self.scope.device()})
+            device = self.scope.device()
+            return call(f"torch.{name}", positional, keywords if device is None else {**keywords, "device": device})
         first = schema.arguments[0]
         method = name not in FUNCTIONS and first.name in ("self", "input") and "self" in args
         if hasattr(torch.Tensor, name) and method:

@@ -24,8 +24,8 @@ from autofit.program import LAYER_INDEX
 from autofit.roles import Roles, Site
 from autofit.rules import BRANCH, table
 from autofit.rules import factors as powers
+from autofit.source.buffers import by_formula, by_one
 from autofit.source.classes import Classes
-from autofit.source.content import buffer
 from autofit.source.names import distinct, identifier
 from autofit.source.numbers import Formula, Term, constant
 from autofit.source.syntax import parse
@@ -415,7 +415,7 @@ def _entry(
             classes.of_shape(owner, own, a).to_ast(lambda n: parse(f"config.{identifier(n)}"))
             for a in range(tensor.dim())
         ]
-        made_of = buffer(tensor.detach(), shape)
+        made_of = by_formula(tensor.detach(), shape) or by_one(tensor.detach())
         return Entry(pattern, rule, r_in, r_out, "values" if made_of is not None else "unknown", 0.0, None, made_of)
     drawn = "uniform" if spread.uniform else "normal"
     fan = _fan(made, p, classes) if p.init_fan else None

@@ -23,7 +23,7 @@ from autofit.growth import Growth
 from autofit.program import Program, module_path, op_name
 from autofit.source.calls import Call, call_tree, constructor, simplify
 from autofit.source.names import distinct, identifier
-from autofit.source.ops import Path
+from autofit.source.ops import Path, argument
 
 
 @dataclass(frozen=True)
@@ -189,17 +189,6 @@ def sized_by(module: nn.Module | None, key: str, value: int) -> list[tuple[str, 
         if name in theirs and theirs[name].shape[axis] == 2 * p.shape[axis]
     ]
     return sorted(found, key=lambda at: mine[at[0]].shape[at[1]] != value)
-
-
-def argument(node: fx.Node, where: Path) -> Any:
-    """An argument of an op by its place, ``None`` where it is not given."""
-    value: Any = node.args if where[0] == "args" else node.kwargs
-    for key in where[1:]:
-        try:
-            value = value[key]
-        except (IndexError, KeyError, TypeError):
-            return None
-    return value
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from autofit.multiply import multiply
 from autofit.plan import Plan
 from autofit.program import LAYER_INDEX
 from autofit.roles import Roles
+from autofit.source.buffers import Buffers
 from autofit.source.calls import CONSTANT, Call, call_tree, mark_leaves
 from autofit.source.classes import Classes
 from autofit.source.content import Content
@@ -94,20 +95,23 @@ def export(
     parametrization = name_multipliers(roles, plan)
     if multipliers:
         multiply(worlds.first.program.graph, roles, plan, places, parametrization.label)
-    classes, root = _classes(worlds, roles.growth, places)
+    classes, root = _classes(worlds, roles.growth, places, dict(model.named_buffers(remove_duplicate=False)))
     made = _file(model, classes, root, parametrization if multipliers else None, spreads, tuple(constants))
     reference = hollow(model, values=True) if not multipliers else model if lowering.is_muified(model) else None
     return replace(made, shown=prove(made.text, model, worlds.first.program, worlds.inputs, reference))
 
 
-def _classes(worlds: Worlds, growth: Growth, places: Mapping[fx.Node, fx.Node]) -> tuple[Classes, Call]:
+def _classes(
+    worlds: Worlds, growth: Growth, places: Mapping[fx.Node, fx.Node], values: Mapping[str, torch.Tensor]
+) -> tuple[Classes, Call]:
     first = worlds.first
     state = state_of(worlds)
     root = call_tree(first.program.graph)
     modules = dict(first.model.named_modules(remove_duplicate=False))
     while True:
         mark_leaves(root, modules, state)
-        classes = Classes(worlds, root, state, solver_of(worlds), growth, places)
+        buffers = Buffers(values, [w.model for w in (first, *worlds.sizes)])
+        classes = Classes(worlds, root, state, solver_of(worlds), growth, places, buffers)
         if not classes.unsolved:
             return classes, root
         worlds = without(worlds, classes.unsolved)
@@ -144,7 +148,6 @@ def _file(
 ) -> Source:
     worlds = classes.worlds
     stacks = {path: name for name, paths in worlds.stacks.items() for path in paths}
-    values = dict(model.named_buffers(remove_duplicate=False))
     output = next(n for n in worlds.first.program.graph.nodes if n.op == "output")
     body: list[ast.stmt] = []
     fallbacks: list[tuple[str, str]] = []
@@ -156,7 +159,7 @@ def _file(
             forward = Forward(classes, made, program, i, wanted)
             methods.append(forward.write("forward" if i == 0 else f"forward_{i + 1}"))
             fallbacks += [(made.name, op) for op in forward.written]
-        init = Content(classes, made, values, stacks).write()
+        init = Content(classes, made, stacks).write()
         if made.is_root and parametrization is not None:
             settle_growths(parametrization, classes)
             methods.append(_at_base(parametrization, made.name, classes.config))
@@ -179,7 +182,8 @@ def _file(
         tail = _training(listed, factors, name, classes)
     read = {n.attr for part in (config, *body, *tail) for n in ast.walk(part) if isinstance(n, ast.Attribute)}
     config.body = [f for f in config.body if not isinstance(f, ast.AnnAssign) or getattr(f.target, "id", "") in read]
-    module = Plain().visit(ast.fix_missing_locations(ast.Module([*head, config, *body, *build, *tail], [])))
+    parts = [*head, config, *classes.functions.values(), *body, *build, *tail]
+    module = Plain().visit(ast.fix_missing_locations(ast.Module(parts, [])))
     text = formatted(ast.unparse(module))
     fixed = [n for n in worlds.stacks if n not in classes.deep]
     notes = (*worlds.notes, *(f"{n} is built in: its layers are not one loop over equal ones" for n in fixed))
