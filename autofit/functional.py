@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
@@ -183,6 +185,24 @@ def _views_of(node: fx.Node) -> bool:
     if not isinstance(before, torch.Tensor) or not isinstance(first, torch.Tensor):
         return False
     try:
-        return math.prod(first.shape) == 0 or before.untyped_storage()._cdata == first.untyped_storage()._cdata
+        return math.prod(first.shape) == 0 or _share(before, first) or _shares_again(node, before)
     except NotImplementedError:  # a tensor without memory of its own, as in vmap: the schema's word is taken
         return True
+
+
+def _share(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def _shares_again(node: fx.Node, before: torch.Tensor) -> bool:
+    """Whether an op gives a view when it runs once more, without values: a recorded node's memory is not kept."""
+    if any(isinstance(a, fx.Node) for a in pytree.tree_leaves((node.args[1:], dict(node.kwargs)))):
+        return False
+    with FakeTensorMode(), torch.no_grad():
+        probe = torch.empty_strided(before.shape, before.stride(), dtype=before.dtype, device=before.device)
+        try:
+            result = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+        except (RuntimeError, NotImplementedError):
+            return False
+    first = result[0] if isinstance(result, tuple | list) and result else result
+    return isinstance(first, torch.Tensor) and _share(probe, first)

@@ -116,17 +116,27 @@ def again_and_again(x: torch.Tensor) -> object:
         again_and_again,
     ],
 )
-def test_program_computes_what_the_function_does(function: Function) -> None:
+@pytest.mark.parametrize("recorded", [False, True])
+def test_program_computes_what_the_function_does(function: Function, recorded: bool) -> None:
     class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            if recorded:  # a model without parameters runs nowhere
+                self.weight = nn.Parameter(torch.ones(1))
+
         def forward(self, x: torch.Tensor) -> object:
+            if recorded and float(x.sum()) < 0:  # which export cannot follow
+                return x
             return function(x)
 
     program = capture(Module(), X)
+    assert program.recorded == recorded
     assert not [n for n in program.calls() if getattr(n.target, "_opname", "").endswith("_")], "a write is left"
     for node in program.calls():  # captured on no device
         node.kwargs = {k: "cpu" if k == "device" else v for k, v in node.kwargs.items()}
     program.module.recompile()
-    found = torch.utils._pytree.tree_leaves(program.module(X.clone()))
+    given = [torch.ones(1)] if recorded else []
+    found = torch.utils._pytree.tree_leaves(program.module(*given, X.clone()))
     for a, b in zip(found, torch.utils._pytree.tree_leaves(function(X.clone())), strict=True):
         torch.testing.assert_close(a, b)
 

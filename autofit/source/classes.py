@@ -256,7 +256,13 @@ class Classes:
                 results = [item]
             for i, n in enumerate(results):
                 numbering[n] = (len(steps), i)
-        return tuple(steps), tuple(numbering[n] for n in outputs(call) if n in numbering)
+        return tuple(steps), tuple(numbering[n] for n in outputs(call) if n in numbering), self.passes(call)
+
+    def passes(self, call: Call) -> int | None:
+        """Which of its inputs a call passes on as it is in eval mode."""
+        ev, made, given = self.worlds.evaluation, outputs(call), inputs(call, self.state)
+        source = ev.passed.get(made[0]) if ev is not None and len(made) == 1 else None
+        return given.index(source) if source in given else None
 
     def _program_of(self, call: Call) -> Any:
         if call.path in self.by_path:

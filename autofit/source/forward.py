@@ -107,6 +107,10 @@ class Forward:
         """The method."""
         self.bound |= dict(zip(self.names, self.inputs, strict=True))
         body: list[ast.stmt] = []
+        passed = self.classes.passes(self.program) if self.program.path else None
+        if passed is not None:
+            done = ast.Return(ast.Name(self.names[passed]))
+            body.append(ast.If(parse("not self.training"), [done], []))
         for i, step in enumerate(self.steps):
             self.at = i
             if step.into is None:

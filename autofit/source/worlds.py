@@ -36,6 +36,7 @@ class World:
         root: its calls.
         changed: sizes that differ from the first world, by symbol.
         at: the node here that a node of the first world is.
+        passed: results of the first world's calls that do nothing here, with the value that they pass on.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class World:
     root: Call
     changed: Mapping[str, int] = field(default_factory=dict)
     at: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    passed: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def number(self, node: fx.Node, where: Path) -> Any:
         """A number that an op of the first world takes, here."""
@@ -327,7 +329,10 @@ def _capture(model: nn.Module, example: Example) -> World:
 def _variant(
     model: nn.Module, example: Example, first: World, changed: Mapping[str, int], partly: bool = False
 ) -> World | None:
-    """Another capture, if it runs the same ops in the same modules; ``partly``: if most of its modules do."""
+    """Another capture, if it runs the same ops in the same modules.
+
+    ``partly``: if most of its modules do, and of the others some may do nothing.
+    """
     try:
         other = _capture(model, example)
     except AutofitError:
@@ -335,16 +340,43 @@ def _variant(
     pairs: dict[fx.Node, fx.Node] = {}
     mine = [n for n in first.program.graph.nodes if n.op == "placeholder"]
     theirs = [n for n in other.program.graph.nodes if n.op == "placeholder"]
-    whole = _paired(first.root, other.root, pairs)
+    missing: list[Call] | None = [] if partly else None
+    whole = _paired(first.root, other.root, pairs, missing)
     if len(mine) != len(theirs) or not (whole or (partly and len(pairs) > len(list(first.root.nodes())) // 2)):
         return None
     pairs.update(zip(mine, theirs, strict=True))
-    return World(other.model, other.program, other.root, dict(changed), pairs)
+    passed = {made: given for call in missing or () for made, given in _passed(call, pairs)}
+    return World(other.model, other.program, other.root, dict(changed), pairs, passed)
 
 
-def _paired(a: Call, b: Call, pairs: dict[fx.Node, fx.Node]) -> bool:
-    """Pair nodes of calls that run the same ops; whether all do. A copy that is in one only is passed over."""
+def _passed(call: Call, pairs: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The result of a call that is missing in another world, and the value that its readers have there instead."""
+    inside = set(call.nodes())
+    made = [n for n in call.nodes() if any(u not in inside for u in n.users)]
+    given = {pairs[i]: i for n in call.nodes() for i in n.all_input_nodes if i in pairs}
+    if len(made) != 1 or not all(u in pairs for u in made[0].users):
+        return
+    read: set[Any] = set()
+    for user in made[0].users:
+        mine, theirs = (_pytree.tree_leaves((n.args, dict(n.kwargs))) for n in (user, pairs[user]))
+        if len(mine) != len(theirs):
+            return
+        read |= {other for own, other in zip(mine, theirs, strict=True) if own is made[0]}
+    if len(read) == 1 and (source := read.pop()) in given:
+        yield made[0], given[source]
+
+
+def _paired(a: Call, b: Call, pairs: dict[fx.Node, fx.Node], missing: list[Call] | None = None) -> bool:
+    """Pair nodes of calls that run the same ops; whether all do. A copy that is in one only is passed over.
+
+    ``missing``, if it is given, takes the calls of ``a`` that ``b`` has not.
+    """
     mine, theirs = a.items, b.items
+    if missing is not None:
+        there = {i.path for i in theirs if isinstance(i, Call)}
+        lost = [i for i in mine if isinstance(i, Call) and i.path not in there]
+        missing += lost
+        mine = [i for i in mine if i not in lost]
     if list(map(_brief, mine)) != list(map(_brief, theirs)):
         mine, theirs = ([i for i in items if _brief(i) not in COPYING] for items in (mine, theirs))
     if a.path != b.path or list(map(_brief, mine)) != list(map(_brief, theirs)):
@@ -352,7 +384,7 @@ def _paired(a: Call, b: Call, pairs: dict[fx.Node, fx.Node]) -> bool:
     found = True
     for x, y in zip(mine, theirs, strict=True):
         if isinstance(x, Call) and isinstance(y, Call):
-            found = _paired(x, y, pairs) and found
+            found = _paired(x, y, pairs, missing) and found
         elif isinstance(x, fx.Node) and isinstance(y, fx.Node):
             pairs[x] = y
     return found
@@ -434,14 +466,14 @@ def _imagined(first: World, growth: Growth, twin: Mapping[fx.Node, str]) -> Iter
         taken.add(name)
         sizes = dict.fromkeys(cells, 2 * size)
         at = {n: n for n in first.program.graph.nodes}
-        yield name, size, Imagined(first.model, first.program, first.root, {name: 2 * size}, at, dims, twin, sizes)
+        yield name, size, Imagined(first.model, first.program, first.root, {name: 2 * size}, at, {}, dims, twin, sizes)
     for path, module in first.model.named_modules():
         if isinstance(module, nn.RNNBase):
             name = distinct(f"{identifier(_last_word(path))}_layers", taken)
             taken.add(name)
             at, other = {n: n for n in first.program.graph.nodes}, {(path, "num_layers"): module.num_layers + 1}
             changed = {name: module.num_layers + 1}
-            world = Imagined(first.model, first.program, first.root, changed, at, dims, twin, {}, other)
+            world = Imagined(first.model, first.program, first.root, changed, at, {}, dims, twin, {}, other)
             yield name, module.num_layers, world
 
 
