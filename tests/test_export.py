@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import random
 import subprocess
 import sys
@@ -442,6 +443,84 @@ def test_a_file_that_is_not_the_model_is_refused() -> None:
 
 
 # what cannot be written
+
+
+class Sizes:
+    """A configuration as transformers' are."""
+
+    def __init__(self, width: int = 64, window: int = 3, layers: int = 2) -> None:
+        self.width, self.window, self.layers = width, window, layers
+
+    def to_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+
+class DropPath(nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        return x.div(1 - self.p) * torch.rand(len(x), 1, 1).add(1 - self.p).floor()
+
+
+class Windowed(nn.Module):
+    """Two tables that a constructor computes: one of indices, written in place, and one of floats."""
+
+    def __init__(self, config: Sizes, decay: float) -> None:
+        super().__init__()
+        n = config.window
+        at = torch.stack(torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")).flatten(1)
+        relative = (at[:, :, None] - at[:, None, :]).permute(1, 2, 0).contiguous()
+        relative[:, :, 0] += n - 1
+        relative[:, :, 0] *= 2 * n - 1
+        relative[:, :, 1] += n - 1
+        self.register_buffer("index", relative.sum(-1), persistent=False)
+        rate = math.log(10000) / (config.width // 2 - 1)
+        self.register_buffer("table", torch.exp(torch.arange(config.width) * -rate) * decay, persistent=False)
+        self.bias = nn.Parameter(torch.zeros((2 * n - 1) ** 2))
+        self.inner = nn.Linear(config.width, config.width)
+        self.path = DropPath(0.25)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = self.bias[self.index.flatten()].view(self.index.shape).softmax(-1) @ x
+        return x + self.path(self.inner(mixed * self.table))
+
+
+class Windows(nn.Module):
+    def __init__(self, config: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Linear(7, config.width)
+        self.blocks = nn.ModuleList(Windowed(config, 0.5**i) for i in range(config.layers))
+        self.head = nn.Linear(config.width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h)
+
+
+def test_buffers_are_made_as_the_constructor_made_them() -> None:
+    source = autofit.muify(Windows(Sizes()), torch.randn(2, 9, 7), base=32).export()
+    assert source.text.count("def make_") == 2, source.text
+    config = {"width": 96}
+    made = load(source.text).build(**config)
+    wanted = Windows(Sizes(**config))
+    wanted.load_state_dict(made.state_dict())
+    for (name, a), (_, b) in zip(made.named_buffers(), wanted.named_buffers(), strict=True):
+        assert torch.equal(a, b), name
+    autofit.muify(wanted, torch.randn(2, 9, 7), base=lambda: Windows(Sizes(32)), init="keep")
+    x = torch.randn(2, 9, 7)
+    for mode in (False, True):
+        outputs = []
+        for model in (made, wanted):
+            torch.manual_seed(1)
+            outputs.append(model.train(mode)(x))
+        assert torch.equal(*outputs)
 
 
 def test_an_op_of_another_package_is_refused_with_its_line() -> None:

@@ -233,7 +233,7 @@ class Solver:
         at, symbol = self.changed[moved[0]], self.symbols[moved[0]]
         if not vector[at]:
             return None
-        for k in (1, 2, 4):
+        for k in (4, 2, 1):
             a, b = (int(symbol[i] or 0) // k for i in (0, at))
             # first * (a + rest) == vector[at] * (b + rest)
             rest = (vector[at] * b - first * a) / (first - vector[at])  # type: ignore[operator]
