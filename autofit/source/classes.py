@@ -69,6 +69,7 @@ class Classes:
         self.calls: dict[str, list[Call]] = {}
         self.unsolved: dict[str, str] = {}
         self.places, self.buffers = places, buffers
+        self._skeletons: dict[int, Any] = {}
         self.functions: dict[str, ast.FunctionDef] = {}
         self.taken = {"Config", "build", "Model"}
         self.order = {n: i for i, n in enumerate(worlds.first.program.graph.nodes)}
@@ -241,6 +242,12 @@ class Classes:
         return type(module).__name__, tuple(self._content(path, module))
 
     def _call_skeleton(self, call: Call) -> Any:
+        """A call's ops without numbers; what it calls has its class already."""
+        if id(call) not in self._skeletons:
+            self._skeletons[id(call)] = self._ops(call)
+        return self._skeletons[id(call)]
+
+    def _ops(self, call: Call) -> Any:
         numbering: dict[fx.Node, Any] = {n: ("in", i) for i, n in enumerate(inputs(call, self.state))}
         steps: list[Any] = []
         for item in call.items:
@@ -256,7 +263,8 @@ class Classes:
                 results = [item]
             for i, n in enumerate(results):
                 numbering[n] = (len(steps), i)
-        return tuple(steps), tuple(numbering[n] for n in outputs(call) if n in numbering), self.passes(call)
+        given = len(inputs(call, self.state))
+        return given, tuple(steps), tuple(numbering[n] for n in outputs(call) if n in numbering), self.passes(call)
 
     def passes(self, call: Call) -> int | None:
         """Which of its inputs a call passes on as it is in eval mode."""

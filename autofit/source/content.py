@@ -127,16 +127,14 @@ class Content:
     ) -> Iterator[ast.stmt]:
         made = self._made(path, child, (*above, name))
         if made is not None:
-            if (
-                path in self.classes.calls
-                or any(True for _ in child.parameters())
-                or any(True for _ in child.buffers())
-            ):
+            called = any(p == path or p.startswith(f"{path}.") for p in self.classes.calls)
+            if called or any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
                 yield self._assign(owner, name, made, "add_module")
             return
         if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
             return
-        if isinstance(child, CONTAINERS) and path not in self.classes.calls:
+        numbered = isinstance(child, nn.ModuleDict) or all(n.isdigit() for n in child._modules)
+        if isinstance(child, CONTAINERS) and numbered and path not in self.classes.calls:
             yield from self._partly(owner, path, name, child, above)
             return
         yield self._assign(owner, name, parse("nn.Module()"), "add_module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -140,6 +141,7 @@ class Solver:
         """``symbols``: the value of each size in every program, that of the first first."""
         self.symbols = dict(symbols)
         self.known: dict[tuple[type, Vector], Formula] = {}
+        self.failed: dict[tuple[type, Vector], int] = {}
         self.sizes: list[Formula] = []
         self.changed = {
             name: next(i for i, v in enumerate(vector) if v != vector[0]) for name, vector in symbols.items()
@@ -149,8 +151,11 @@ class Solver:
         """The formula of a number, or ``None`` if none was found."""
         key = type(vector[0]), vector  # 1 and 1.0 are one key else
         if key not in self.known:
+            if self.failed.get(key) == len(self.sizes):
+                return None
             found = self._find(vector)
             if found is None:
+                self.failed[key] = len(self.sizes)
                 return None
             self.known[key] = found
             if found.whole and found.symbols and len(found.terms) == 1:
@@ -173,16 +178,36 @@ class Solver:
             yield self._quotient(vector)
         if isinstance(vector[0], int):
             yield self._affine(vector)
-            sizes = [*self.sizes, *(Formula((Term(Fraction(1), ((n, Fraction(1)),)),), True) for n in self.symbols)]
-            for a, b in combinations(sizes, 2):
-                yield Formula((*a.terms, *b.terms), True)
-            for a in sizes:
-                for b in sizes:
-                    yield Formula((*a.terms, *(Term(-t.factor, t.powers) for t in b.terms)), True)
-                    for k in (2, 3):
-                        yield Formula((*a.terms, *(Term(k * t.factor, t.powers) for t in b.terms)), True)
-            for a, b, c in combinations(sizes[:12], 3):
-                yield Formula((*a.terms, *b.terms, *c.terms), True)
+            yield from self._sums(vector)
+
+    def _sums(self, vector: Vector) -> Iterator[Formula]:
+        """Sizes that are known, added and subtracted."""
+        sizes = [*self.sizes, *(Formula((Term(Fraction(1), ((n, Fraction(1)),)),), True) for n in self.symbols)]
+        seen = [i for i, v in enumerate(vector) if v is not None]
+        values = [tuple(self._value(f, i) for i in seen) for f in sizes]
+        wanted = [int(vector[i] or 0) for i in seen]
+        places: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for b, value in enumerate(values):
+            places[value].append(b)
+
+        def plus(a: int, b: int, times: int) -> Formula:
+            return Formula((*sizes[a].terms, *(Term(times * t.factor, t.powers) for t in sizes[b].terms)), True)
+
+        rests = [[v - o for v, o in zip(wanted, value, strict=True)] for value in values]
+        for a, rest in enumerate(rests):
+            yield from (plus(a, b, 1) for b in places.get(tuple(rest), ()) if b > a)
+        for a, rest in enumerate(rests):
+            hits: list[tuple[int, int]] = []
+            for k in (-1, 2, 3):
+                if all(r % k == 0 for r in rest):
+                    hits += [(b, k) for b in places.get(tuple(r // k for r in rest), ())]
+            yield from (plus(a, b, k) for b, k in sorted(hits, key=lambda hit: hit[0]))
+        for a, b, c in combinations(range(min(12, len(sizes))), 3):
+            if all(rests[a][i] == values[b][i] + values[c][i] for i in range(len(seen))):
+                yield Formula((*sizes[a].terms, *sizes[b].terms, *sizes[c].terms), True)
+
+    def _value(self, formula: Formula, world: int) -> int:
+        return round(formula({n: float(self.symbols[n][world] or 0) for n in formula.symbols}))
 
     def _fits(self, formula: Formula, vector: Vector) -> bool:
         for i, v in enumerate(vector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -222,14 +223,16 @@ class Writer:
         if hasattr(torch.Tensor, name) and method:
             positional, keywords = _apart(order[1:], args, schema)
             if name in SIZED and len(positional) == 1 and isinstance(positional[0], ast.List):
-                positional = positional[0].elts
+                positional = positional[0].elts or [ast.Tuple([])]
+            if not callable(getattr(torch.Tensor, name)):
+                return ast.Attribute(args["self"], name)
             return call(ast.Attribute(args["self"], name), _plain_dims(name, positional), keywords)
-        if hasattr(F, name):
-            positional, keywords = _apart(order, args, schema)
-            return call(f"F.{name}", positional, keywords)
-        if hasattr(torch, name):
-            positional, keywords = _apart(order, args, schema)
-            return call(f"torch.{name}", positional, keywords)
+        for prefix, functions in (("F", F), ("torch", torch)):
+            if hasattr(functions, name) and _takes(getattr(functions, name), order, args):
+                positional, keywords = _apart(order, args, schema)
+                if isinstance(positional[0], ast.List) and _takes_any(getattr(functions, name)):
+                    positional = positional[0].elts + positional[1:]
+                return call(f"{prefix}.{name}", positional, keywords)
         return self._raw(node)
 
     def _raw(self, node: fx.Node) -> ast.expr:
@@ -390,6 +393,30 @@ def _apart(order: list[str], args: dict[str, ast.expr], schema: Any) -> tuple[li
             return positional, {n: args[n] for n in order[at:] if n in args}
         positional.append(args[name])
     return positional, {}
+
+
+def _takes(function: Callable[..., Any], order: list[str], args: dict[str, ast.expr]) -> bool:
+    """Whether a function of Python takes these arguments of an op in the op's order; one of C++ does."""
+    parameters = _parameters(function)
+    if parameters is None or _takes_any(function):
+        return True
+    names = ["self" if p.name == "input" else p.name for p in parameters]
+    wanted = ["self" if name == "input" else name for name in order]
+    last = max((i for i, name in enumerate(order) if name in args), default=-1)
+    return names[: last + 1] == wanted[: last + 1]
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    """Whether a function takes tensors one by one: ``f(*tensors)``."""
+    parameters = _parameters(function)
+    return parameters is not None and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values()) or None
+    except (TypeError, ValueError):
+        return None
 
 
 def _plain_dims(name: str, args: list[ast.expr]) -> list[ast.expr]:

@@ -173,7 +173,11 @@ Steps = list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
 
 def _causal(mask: torch.Tensor) -> tuple[object, Steps] | None:
     n = mask.shape[-1]
-    if mask.dtype != torch.bool or not torch.equal(mask, torch.ones(n, n, dtype=torch.bool).tril().expand_as(mask)):
+    if (
+        mask.dtype != torch.bool
+        or mask.dim() < 2
+        or not torch.equal(mask, torch.ones(n, n, dtype=torch.bool).tril().expand_as(mask))
+    ):
         return None
     return "causal", [(aten.ones.default, ([n, n],), {"dtype": torch.bool}), (aten.tril.default, (), {})]
 
