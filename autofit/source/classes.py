@@ -263,8 +263,8 @@ class Classes:
                 results = [item]
             for i, n in enumerate(results):
                 numbering[n] = (len(steps), i)
-        given = len(inputs(call, self.state))
-        return given, tuple(steps), tuple(numbering[n] for n in outputs(call) if n in numbering), self.passes(call)
+        made = tuple(numbering[n] for n in outputs(call) if n in numbering)
+        return len(inputs(call, self.state)), tuple(steps), made, self.passes(call)
 
     def passes(self, call: Call) -> int | None:
         """Which of its inputs a call passes on as it is in eval mode."""
