@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from autofit.program import module_paths, op_name
+from autofit.source.ops import is_number
 
 DROPPED = frozenset(
     f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range".split()
@@ -60,13 +61,15 @@ class Leaf:
 
     Attributes:
         name: of the class in ``torch.nn``.
-        settings: arguments by name.
+        settings: arguments by name; of those that may differ by axis, a tuple.
         defaults: what they are by default.
+        brief: whether one number may stand for equal ones by axis, as it may not in ``nn.LayerNorm``.
     """
 
     name: str
     settings: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    brief: bool = False
 
 
 def simplify(graph: fx.Graph, held: Collection[str] = ()) -> None:
@@ -162,11 +165,14 @@ def constructor(module: nn.Module) -> Leaf | None:
             value = value is not None
         if isinstance(value, torch.Tensor | nn.Module) or not _literal(value):
             return None
-        found[name] = _shortest(value)
+        found[name] = tuple(value) if isinstance(value, list) else value
         if parameter.default is not parameter.empty:
             defaults[name] = parameter.default
     leaf = Leaf(cls.__name__, found, defaults)
-    return leaf if _alike(leaf, module) else None
+    if not _alike(leaf, module):
+        return None
+    brief = replace(leaf, settings={k: shortest(v) for k, v in found.items()}, brief=True)
+    return replace(leaf, brief=_alike(brief, module))
 
 
 def constructor_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -176,11 +182,17 @@ def constructor_arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in listed if n not in ("device", "dtype", "mode")}
 
 
-def _shortest(value: Any) -> Any:
+def shortest(value: Any) -> Any:
     """``(3, 3)`` as 3, which torch takes for every axis."""
-    if isinstance(value, tuple | list) and len(set(value)) == 1 and type(value[0]) is int:
-        return value[0]
-    return tuple(value) if isinstance(value, list) else value
+    same = isinstance(value, tuple) and len(set(value)) == 1 and type(value[0]) is int
+    return value[0] if same else value
+
+
+def components(value: Any) -> list[int | None]:
+    """Which parts of an argument are numbers: ``None`` stands for the argument itself, a number for that of a tuple."""
+    if isinstance(value, tuple) and value and all(map(is_number, value)):
+        return list(range(len(value)))
+    return [None] if is_number(value) else []
 
 
 def _literal(value: Any) -> bool:

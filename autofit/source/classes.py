@@ -13,7 +13,7 @@ from torch import fx, nn
 from autofit.growth import Growth
 from autofit.program import op_name
 from autofit.source.buffers import Buffer, Buffers
-from autofit.source.calls import CONSTANT, SIZES, Call, Leaf, constructor, inputs, outputs
+from autofit.source.calls import CONSTANT, SIZES, Call, Leaf, components, constructor, inputs, outputs
 from autofit.source.names import distinct, identifier, is_name
 from autofit.source.numbers import Formula, Solver, Vector, constant
 from autofit.source.ops import Path, argument, is_number, literals
@@ -238,7 +238,7 @@ class Classes:
             return "class", self.by_path[path].name
         leaf = None if path in self.calls and path not in self.leaves else constructor(module)
         if leaf is not None:
-            return "leaf", leaf.name, tuple((k, None if is_number(v) else v) for k, v in leaf.settings.items())
+            return "leaf", leaf.name, tuple((k, tuple(components(v)) or v) for k, v in leaf.settings.items())
         return type(module).__name__, tuple(self._content(path, module))
 
     def _call_skeleton(self, call: Call) -> Any:
@@ -370,8 +370,8 @@ class Classes:
                     yield ("argument", (*above, name), argument), values[inner]
             elif (leaf := self.leaf(inner)) is not None:
                 for key, value in leaf.settings.items():
-                    if is_number(value):
-                        yield ("setting", (*above, name), key), self.of_setting(inner, key)
+                    for part in components(value):
+                        yield ("setting", (*above, name), key, part), self.of_setting(inner, key, part)
             else:
                 yield from self._held(inner, child, (*above, name))
 
@@ -409,10 +409,9 @@ class Classes:
         owner, _, own = name.rpartition(".")
         return tuple(w.shape(owner, own, axis) for w in self.every)
 
-    def of_setting(self, path: str, key: str) -> Formula:
+    def of_setting(self, path: str, key: str, part: int | None) -> Formula:
         """The formula of a number that a module of torch is made with."""
-
-        return self.solved(tuple(w.setting(path, key) for w in self.every), f"{path}.{key}")
+        return self.solved(tuple(w.setting(path, key, part) for w in self.every), f"{path}.{key}")
 
     def of_size(self, node: fx.Node, axis: int) -> Vector:
         """A size of a value in all captures."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from autofit.errors import ExportError
 from autofit.source.buffers import Origin, by_formula, by_one, function, is_equal, run
-from autofit.source.calls import constructor_arguments
+from autofit.source.calls import components, constructor_arguments, shortest
 from autofit.source.classes import CONTAINERS, Class, Classes
 from autofit.source.names import distinct, identifier
 from autofit.source.numbers import Formula
@@ -170,11 +170,14 @@ class Content:
         if leaf is not None:
             given: dict[str, ast.expr] = {}
             for key, value in leaf.settings.items():
-                place = ("setting", above, key)
-                if value == leaf.defaults.get(key, _REQUIRED) and place not in self.of.place:
+                places = [("setting", above, key, part) for part in components(value)]
+                told = shortest(value) if leaf.brief else value
+                if told == leaf.defaults.get(key, _REQUIRED) and not any(p in self.of.place for p in places):
                     continue
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    given[key] = self.formula(place, self.classes.of_setting(path, key))
+                each = [self.formula(p, self.classes.of_setting(path, key, p[-1])) for p in places]
+                same = len({*map(ast.unparse, each)}) == 1 and (leaf.brief or not isinstance(value, tuple))
+                if each:
+                    given[key] = each[0] if same else ast.Tuple(each)
                 else:
                     given[key] = ast.parse(repr(value), mode="eval").body
             return _call_of(type(module), given)

@@ -159,15 +159,30 @@ def _replace_mask(copies: list[fx.Node], worlds: Iterable[World]) -> None:
     for make in (_causal, _window, _causal_float):
         wanted = [make(m) for m in masks]
         if all(w is not None for w in wanted) and len({w[0] for w in wanted if w}) == 1:
+            whole = not all(_broadcasts(u, copies[0]) for u in copies[0].users if u.users)
             for node, plan in zip(copies, wanted, strict=True):
                 assert plan is not None
-                _put(node, plan[1])
+                expand: Steps = [(aten.expand.default, (list(node.meta["val"].shape),), {})]
+                _put(node, plan[1] + (expand if whole else []))
             for pair in zip(*(_new(n) for n in copies), strict=True):
                 for world, other in zip(list(worlds)[1:], pair[1:], strict=True):
                     world.at[pair[0]] = other
             return
 
 
+def _broadcasts(reader: fx.Node, mask: fx.Node) -> bool:
+    """Whether an op takes a mask without its leading axes as well."""
+    others = [i.meta["val"].dim() for i in reader.all_input_nodes if i is not mask]
+    rank = mask.meta["val"].dim()
+    return rank == 2 or (op_name(reader) in BROADCASTING and max(others, default=0) >= rank)
+
+
+BROADCASTING = frozenset(
+    f"aten.{n}"
+    for n in "add sub mul where masked_fill logical_and logical_or bitwise_and bitwise_or __and__ __or__ "
+    "scaled_dot_product_attention".split()
+)
+"""Ops that align their operands from the last axis on."""
 Steps = list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
 
 
@@ -215,7 +230,8 @@ def _put(node: fx.Node, steps: Steps) -> None:
         if at is not None:
             step.args = (at, *step.args)
         step.meta = {k: node.meta[k] for k in ("nn_module_stack", "stack_trace") if k in node.meta}
-        step.meta["val"] = torch.empty(node.meta["val"].shape[-2:], dtype=node.meta["val"].dtype, device="meta")
+        shape = node.meta["val"].shape if step.target is aten.expand.default else node.meta["val"].shape[-2:]
+        step.meta["val"] = torch.empty(shape, dtype=node.meta["val"].dtype, device="meta")
         at = step
     assert at is not None
     node.replace_all_uses_with(at)

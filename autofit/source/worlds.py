@@ -62,11 +62,12 @@ class World:
         tensor = held.get(name)
         return int(tensor.shape[axis]) if isinstance(tensor, torch.Tensor) and axis < tensor.dim() else None
 
-    def setting(self, path: str, key: str) -> Any:
-        """A number that a module of torch is made with."""
+    def setting(self, path: str, key: str, part: int | None = None) -> Any:
+        """A number that a module of torch is made with; a part of one that is given by axis."""
         module = self._module(path)
         leaf = None if module is None else constructor(module)
-        return None if leaf is None else leaf.settings.get(key)
+        value = None if leaf is None else leaf.settings.get(key)
+        return value[part] if isinstance(value, tuple) and part is not None else value
 
     def attribute(self, path: str, name: str) -> Any:
         """A number that a module keeps."""
@@ -155,9 +156,9 @@ class Imagined(World):
         cells = self.dims.of_parameter.get(parameter.name, ()) if parameter else ()
         return cells[axis] if axis < len(cells) else None
 
-    def setting(self, path: str, key: str) -> Any:
-        value = self.settings.get((path, key), super().setting(path, key))
-        if not isinstance(value, int) or isinstance(value, bool):
+    def setting(self, path: str, key: str, part: int | None = None) -> Any:
+        value = self.settings.get((path, key), super().setting(path, key, part))
+        if part is not None or not isinstance(value, int) or isinstance(value, bool):
             return value
         for name, axis in sized_by(self._module(path), key, value):
             if (cell := self._parameter_axis(f"{path}.{name}" if path else name, axis)) is not None:
