@@ -25,7 +25,9 @@ from autofit.program import Captured, Parameter, Program, describe, storage_key
 from autofit.record import record
 
 
-def capture(model: nn.Module, example: Any = None, known: Mapping[str, float] | None = None) -> Program:
+def capture(
+    model: nn.Module, example: Any = None, known: Mapping[str, float] | None = None, *, like: Program | None = None
+) -> Program:
     """Capture a model's forward pass as one FX graph of ATen ops.
 
     No parameter or buffer is read, allocated or changed: tensors are faked, and mode, RNG and plain
@@ -35,6 +37,7 @@ def capture(model: nn.Module, example: Any = None, known: Mapping[str, float] | 
         model: any module, on any device including ``meta``.
         example: ``None`` (inferred), a tensor, a tuple of positional or a dict of keyword arguments.
         known: values of one-element buffers that are on ``meta``, by name.
+        like: another capture, whose front end alone is tried.
 
     Returns:
         The program, with every parameter once.
@@ -47,7 +50,7 @@ def capture(model: nn.Module, example: Any = None, known: Mapping[str, float] | 
     failure: AutofitError | None = None
     for attempt in attempts:
         try:
-            return _capture_once(model, beside(model, without_cache(model, attempt)), known or {})
+            return _capture_once(model, beside(model, without_cache(model, attempt)), known or {}, like)
         except (ExampleError, CaptureError) as error:
             failure = failure or error
     if failure is None:
@@ -59,9 +62,9 @@ def capture(model: nn.Module, example: Any = None, known: Mapping[str, float] | 
     raise failure
 
 
-def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]) -> Program:
+def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float], like: Program | None) -> Program:
     with untouched(model):
-        captured = _first_that_works(model, example)
+        captured = _first_that_works(model, example) if like is None else _by_one(model, example, like)
     notes = [f"example inferred: {example}"] if example.inferred else []
     notes += [
         f"the buffer {name} has no value on meta: should it be a scale that depends on width, it was not counted"
@@ -108,6 +111,20 @@ def _first_that_works(model: nn.Module, example: Example) -> Captured:
                 return record(model, example, failure.what)
         except Exception as second:
             raise _explain_both(model, example, failure, first, second) from first
+
+
+def _by_one(model: nn.Module, example: Example, like: Program) -> Captured:
+    """The front end of another capture."""
+    kind = like.front_end.removeprefix("torch.export").strip()
+    try:
+        if not like.recorded and kind not in _EVAL_MODES:
+            return _export(model, example, like.front_end)
+        with _quietly(), _eval_mode(model):
+            if like.recorded:
+                return record(model, example, "as another capture")
+            return _export(model, example, like.front_end, _EVAL_MODES[kind])
+    except Exception as error:
+        raise CaptureError(f"{like.front_end}: {_first_line(error)}") from error
 
 
 def _explain_both(

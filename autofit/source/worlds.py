@@ -23,7 +23,7 @@ from autofit.growth import Growth
 from autofit.program import Program, module_path, op_name
 from autofit.source.calls import Call, call_tree, constructor, simplify
 from autofit.source.names import distinct, identifier
-from autofit.source.ops import Path, argument
+from autofit.source.ops import Path, argument, is_number
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
     """
     plain = hollow(model, values=growth.dims.program.recorded)
     example = growth.dims.program.example
-    first = _capture(plain.train(), example)
+    first = _capture(plain.train(), example, growth.dims.program)
     dims, twin = growth.dims, twins(first, growth.dims.program)
     notes: list[str] = []
     worlds: list[World] = []
@@ -272,11 +272,12 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
         else:
             notes.append(f"the size {size} of the input is built in: with another one the model runs other ops")
     stacks: dict[str, tuple[str, ...]] = {}
+    lengths, traits = _lengths(plain), _traits(model)
     for name, value, options in _fields(model, first):
-        lengths = _lengths(plain)
+        failed = 0
         for new in options:
-            other_model = _rebuilt(model, name, new)
-            if other_model is None:
+            other_model = _rebuilt(model, name, new, first.program.recorded) if failed < 2 else None
+            if other_model is None or _traits(other_model) == traits:
                 continue
             longer = {path for path, n in _lengths(other_model).items() if lengths.get(path, n) != n}
             if longer:
@@ -288,6 +289,7 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
                     symbols[name] = value
                     worlds.append(world)
                 break
+            failed += 1
     if not stacks and not any(not s.startswith("data") for s in symbols):
         for name, size, world in _imagined(first, growth, twin):
             symbols[name] = size
@@ -319,10 +321,10 @@ def named_inputs(model: nn.Module, program: Program, args: Sequence[Any], kwargs
     return dict(zip(found, tensors, strict=True))
 
 
-def _capture(model: nn.Module, example: Example) -> World:
+def _capture(model: nn.Module, example: Example, like: Program | None = None) -> World:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = capture(model, example)
+        program = capture(model, example, like=like)
     simplify(program.graph, {*program.buffers, *program.tensors})
     return World(model, program, call_tree(program.graph))
 
@@ -335,7 +337,7 @@ def _variant(
     ``partly``: if most of its modules do, and of the others some may do nothing.
     """
     try:
-        other = _capture(model, example)
+        other = _capture(model, example, first.program)
     except AutofitError:
         return None
     pairs: dict[fx.Node, fx.Node] = {}
@@ -502,18 +504,28 @@ def _fields(model: nn.Module, first: World) -> Iterator[tuple[str, int, list[int
             )
 
 
-def _rebuilt(model: nn.Module, name: str, value: int) -> nn.Module | None:
-    """The model that its class makes from its configuration with one other number."""
+def _rebuilt(model: nn.Module, name: str, value: int, values: bool) -> nn.Module | None:
+    """The model that its class makes from its configuration with one other number; with ``values`` if it is to run."""
     config = copy.deepcopy(model.config)
     try:
         setattr(config, name, value)
-        with warnings.catch_warnings(), torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("cpu" if values else "meta"), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             made = type(model)(config)
+        if values:
+            return made
         like = next(model.parameters(), None)
         return made if like is None or like.device.type != "cpu" else made.to_empty(device="cpu")
     except Exception:
         return None
+
+
+def _traits(model: nn.Module) -> Any:
+    """What a number of the configuration may change in a model: shapes, and the numbers that modules keep."""
+    shapes = {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers())}
+    kept = {p: {k: v for k, v in vars(m).items() if is_number(v)} for p, m in model.named_modules()}
+    settings = {p: leaf.settings for p, m in model.named_modules() if (leaf := constructor(m)) is not None}
+    return shapes, kept, settings
 
 
 def _lengths(model: nn.Module) -> dict[str, int]:
