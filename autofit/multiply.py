@@ -12,7 +12,7 @@ from torch import fx
 from autofit.dims import Dims
 from autofit.errors import LoweringError
 from autofit.plan import Plan
-from autofit.program import op_name
+from autofit.program import live, op_name
 from autofit.roles import Roles, Site
 
 aten = torch.ops.aten
@@ -59,8 +59,9 @@ def multiply(
         LoweringError: the graph lacks a site.
     """
     dims, made = roles.growth.dims, dict[fx.Node, Site]()
+    alive = live(dims.program.graph)
     for site in in_forward(roles, plan):
-        if name is None and site.multiplier == 1:
+        if site.node not in alive or (name is None and site.multiplier == 1):
             continue
         node = at.get(site.node)
         if node is None:

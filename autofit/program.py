@@ -122,6 +122,23 @@ class Program:
         return f"Program of {self.model_name} by {self.front_end}\n{self.graph}"
 
 
+CHECKS = frozenset(
+    f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range".split()
+)
+"""Ops that compute nothing."""
+
+
+def live(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that an output, or a write into a tensor, depends on."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        kept = node.op != "call_function" or (schema is not None and schema.is_mutable and op_name(node) not in CHECKS)
+        if kept or any(u in found for u in node.users):
+            found.add(node)
+    return found
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
     """Sizes of a fake value, in elements; ``()`` for anything that is not a tensor."""
     return tuple(int(s) for s in value.shape) if isinstance(value, torch.Tensor) else ()

@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from autofit.program import module_paths, op_name
+from autofit.program import live, module_paths, op_name
 from autofit.source.ops import is_number
 
-DROPPED = frozenset(
-    f"aten.{n}" for n in "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range".split()
-)
-"""Checks, which compute nothing."""
 LITERALS = (int, float, bool, str, type(None))
 
 
@@ -80,11 +76,9 @@ def simplify(graph: fx.Graph, held: Collection[str] = ()) -> None:
         held: names of its buffers and constants.
     """
     _detach(graph, held)
+    alive = live(graph)
     for node in reversed(graph.nodes):
-        if node.op != "call_function" or node.users:
-            continue
-        schema = getattr(node.target, "_schema", None)
-        if op_name(node) in DROPPED or schema is None or not schema.is_mutable:
+        if node not in alive:
             graph.erase_node(node)
     graph.lint()
 

@@ -16,7 +16,7 @@ from autofit.source.buffers import Buffer, Buffers
 from autofit.source.calls import CONSTANT, SIZES, Call, Leaf, components, constructor, inputs, outputs
 from autofit.source.names import distinct, identifier, is_name
 from autofit.source.numbers import Formula, Solver, Vector, constant
-from autofit.source.ops import Path, argument, is_number, literals
+from autofit.source.ops import CREATING, Path, argument, is_number, literals, name_of
 from autofit.source.worlds import Worlds
 
 Place = tuple[Any, ...]
@@ -100,8 +100,13 @@ class Classes:
                 self._add(paths)
 
     def _bring_sizes(self, around: tuple[Call, ...]) -> None:
-        """Where a call needs a size of the data that none of its values has, it reads one of those around it."""
+        """Where a call needs a size of the data that none of its values has, it reads one of those around it.
+
+        It does so, too, where it makes a value on the device of others and has none.
+        """
         call = around[-1]
+        module = self.modules[call.path]
+        held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
         here = list(self.data if len(around) == 1 else inputs(call, self.state))
         for item in call.items:
             if isinstance(item, Call):
@@ -109,6 +114,11 @@ class Classes:
                     self._bring_sizes((*around, item))
                 here += outputs(item)
                 continue
+            if not here and not held and name_of(item) in CREATING:
+                source = next(self._before(around, item), None)
+                if source is not None:
+                    item.meta[SIZES] = (source,)
+                    here.append(source)
             for where, _ in literals(item):
                 formula = self.of_literal(item, where)
                 if not of_data(formula) or self.axis_of(self.vector(formula), here):
@@ -123,15 +133,16 @@ class Classes:
 
     def _around(self, vector: Vector, around: tuple[Call, ...], node: fx.Node) -> fx.Node | None:
         """A value in the scope of an outer call that has a size."""
-        order = self.order
+        found = self.axis_of(vector, self._before(around, node))
+        return found[0] if found is not None else None
+
+    def _before(self, around: tuple[Call, ...], node: fx.Node) -> Iterator[fx.Node]:
+        """Values in the scopes of outer calls that are there before a node, the innermost scope first."""
         for outer in reversed(around[:-1]):
             own = list(self.data if outer is self.root else inputs(outer, self.state))
             for item in outer.items:
                 own += outputs(item) if isinstance(item, Call) else [item]
-            found = self.axis_of(vector, (n for n in own if order[n] < order[node]))
-            if found is not None:
-                return found[0]
-        return None
+            yield from (n for n in own if self.order[n] < self.order[node])
 
     # what a class is
 

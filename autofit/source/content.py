@@ -127,11 +127,10 @@ class Content:
     ) -> Iterator[ast.stmt]:
         made = self._made(path, child, (*above, name))
         if made is not None:
-            called = any(p == path or p.startswith(f"{path}.") for p in self.classes.calls)
-            if called or any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
+            if self._needed(path, child):
                 yield self._assign(owner, name, made, "add_module")
             return
-        if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
+        if not self._needed(path, child):
             return
         numbered = isinstance(child, nn.ModuleDict) or all(n.isdigit() for n in child._modules)
         if isinstance(child, CONTAINERS) and numbered and path not in self.classes.calls:
@@ -140,6 +139,11 @@ class Content:
         yield self._assign(owner, name, parse("nn.Module()"), "add_module")
         inner = ast.Attribute(owner, name) if attribute_is_safe(name) else call("getattr", [owner, ast.Constant(name)])
         yield from self._held(inner, path, child, (*above, name))
+
+    def _needed(self, path: str, module: nn.Module) -> bool:
+        """Whether forward calls a module or one in it, or these hold anything."""
+        called = any(p == path or p.startswith(f"{path}.") for p in self.classes.calls)
+        return called or any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
     def _partly(
         self, owner: ast.expr, path: str, name: str, container: nn.Module, above: tuple[str, ...]

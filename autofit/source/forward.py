@@ -203,7 +203,7 @@ class Forward:
         first = items[at]
         assert isinstance(first, Call)
         owner, _, number = first.path.rpartition(".")
-        if not number.isdigit():
+        if not number.isdigit() or owner in self.classes.by_path:
             return 1
         run = 1
         while at + run < len(items):
@@ -606,7 +606,8 @@ class Forward:
         return ast.Attribute(self._some_state(), "device")
 
     def _some_state(self) -> ast.expr:
-        return parse("next(self.parameters())")
+        own = self.classes.modules[self.program.path]
+        return parse("next(self.parameters())" if any(True for _ in own.parameters()) else "next(self.buffers())")
 
 
 NAMES = {

@@ -281,7 +281,8 @@ class Solver:
         at, symbol = self.changed[moved[0]], self.symbols[moved[0]]
         slope = Fraction(int(vector[at] - first), int(symbol[at] - symbol[0]))  # type: ignore[operator]
         rest = Fraction(int(first)) - slope * int(symbol[0])  # type: ignore[arg-type]
-        return Formula((Term(slope, ((moved[0], Fraction(1)),)), Term(rest)), True) if slope else None
+        whole = rest.denominator == 1 and all(s is None or (slope * int(s)).denominator == 1 for s in symbol)
+        return Formula((Term(slope, ((moved[0], Fraction(1)),)), Term(rest)), True) if slope and whole else None
 
 
 def _near(value: float) -> Iterator[float]:

@@ -374,6 +374,14 @@ class Writer:
 
     _mT = _numpy_T
 
+    def _uniform(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
+        args = self._expressions(node, given)
+        own, name = args.pop("self"), name_of(node).removesuffix("_functional")
+        fresh = own if len(node.all_input_nodes[0].users) == 1 else call(ast.Attribute(own, "clone"), [])
+        return call(ast.Attribute(fresh, f"{name}_"), [], args)
+
+    _normal_functional = _exponential = _uniform
+
     def _alias(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
         return self._value(node, *given["self"])
 

@@ -33,6 +33,9 @@ def tidy(worlds: Worlds) -> None:
         if len(copies) > len(real) and all(does_nothing(n) for n in copies):
             for n in copies:
                 n.replace_all_uses_with(n.all_input_nodes[0])
+            if worlds.evaluation is not None:
+                passed = worlds.evaluation.passed
+                passed.update({m: node.all_input_nodes[0] for m, given in passed.items() if given is node})
     constant = _constants(worlds.first)
     for node in list(worlds.first.program.calls()):
         if node.name in constant and any(u.name not in constant for u in node.users):

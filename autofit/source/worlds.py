@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from autofit.dims import Cell, Dims
 from autofit.errors import AutofitError
 from autofit.examples import Example
 from autofit.growth import Growth
-from autofit.program import Program, module_path, op_name
+from autofit.program import Program, live, module_path, op_name
 from autofit.source.calls import Call, call_tree, constructor, simplify
 from autofit.source.names import distinct, identifier
 from autofit.source.ops import Path, argument, is_number
@@ -263,12 +264,11 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
     worlds: list[World] = []
     symbols: dict[str, int] = {}
     for i, (size, changed, other) in enumerate(_resized(example, first.program, dims)):
-        for attempt, new in zip(other, changed, strict=True):
-            world = _variant(plain, attempt, first, {f"data{i}": new})
-            if world is not None:
-                symbols[f"data{i}"] = size
-                worlds.append(world)
-                break
+        found = (_variant(plain, each, first, {f"data{i}": new}) for each, new in zip(other, changed, strict=True))
+        several = list(islice((w for w in found if w is not None), 2))
+        worlds += several
+        if several:
+            symbols[f"data{i}"] = size
         else:
             notes.append(f"the size {size} of the input is built in: with another one the model runs other ops")
     stacks: dict[str, tuple[str, ...]] = {}
@@ -402,7 +402,10 @@ def _brief(item: fx.Node | Call) -> str:
 
 
 def _resized(example: Example, program: Program, dims: Dims) -> Iterator[tuple[int, list[int], list[Example]]]:
-    """Examples in which one size of the data is another: the size, what it becomes, and the examples."""
+    """Examples in which one size of the data is another: the size, what it becomes, and the examples.
+
+    Of two that run, the second shows whether what was found by the first holds.
+    """
     values, spec = _pytree.tree_flatten((example.args, example.kwargs))
     tensors = [i for i, v in enumerate(values) if isinstance(v, torch.Tensor)]
     nodes = [n for n in program.inputs if dims.of.get(n)]
@@ -415,7 +418,7 @@ def _resized(example: Example, program: Program, dims: Dims) -> Iterator[tuple[i
                 groups.setdefault(dims.axes.find(cell).serial, []).append((i, axis))
     for members in groups.values():
         size = values[members[0][0]].shape[members[0][1]]
-        options = [size + 4, 2 * size]
+        options = [size + 4, 2 * size, 2 * size + 3]
         yield size, options, [_with_size(values, spec, members, new) for new in options]
 
 
@@ -433,7 +436,8 @@ def twins(first: World, program: Program) -> dict[fx.Node, str]:
     """Names in another capture of the same model: nodes of one module and op, in their order."""
     found: dict[fx.Node, str] = {}
     theirs: dict[tuple[str, str], list[fx.Node]] = {}
-    for n in program.calls():
+    alive = live(program.graph)
+    for n in (n for n in program.calls() if n in alive):
         theirs.setdefault((module_path(n), op_name(n)), []).append(n)
     mine: dict[tuple[str, str], list[fx.Node]] = {}
     for n in first.program.calls():
