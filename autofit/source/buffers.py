@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
 import copy
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,8 @@ from autofit.source.syntax import assign, call, parse
 
 LISTED = 64
 """Largest number of values that are written one by one."""
+PACKED = 2**16
+"""Largest number of characters that values are packed into."""
 LARGEST = 6
 """Ops in one statement."""
 MEMORY = 2**28
@@ -76,6 +80,13 @@ class Buffer:
     value: torch.Tensor
     text: str | None
     origin: Origin | None
+
+    @property
+    def skeleton(self) -> Any:
+        """Equal for buffers that are made alike; where that is not known, of equal values."""
+        if self.text is not None or self.value.is_meta:
+            return self.text
+        return repr(self.value.cpu().tolist()) if self.origin is None else self.origin.skeleton
 
 
 class Buffers:
@@ -316,6 +327,21 @@ def by_one(value: torch.Tensor) -> ast.expr | None:
         return None
     dtype = {} if value.dtype == torch.float32 else {"dtype": parse(str(value.dtype))}
     return call("torch.tensor", [listed(value.tolist())], dtype)
+
+
+def by_bytes(value: torch.Tensor) -> list[ast.stmt] | None:
+    """The body of a function that has a buffer's values as packed bytes; ``None`` where these are too many."""
+    if value.is_meta:
+        return None
+    flat = value.detach().cpu().contiguous().flatten()
+    packed = base64.b85encode(zlib.compress(flat.view(torch.uint8).numpy().tobytes(), 9)).decode()
+    if len(packed) > PACKED:
+        return None
+    lines = ast.List([ast.Constant(packed[i : i + 100]) for i in range(0, len(packed), 100)])
+    raw = parse("bytearray(zlib.decompress(base64.b85decode(''.join(_lines))))", _lines=lines)
+    dtype, shape = parse(str(value.dtype)), ast.Tuple([ast.Constant(n) for n in value.shape])
+    made = parse("torch.frombuffer(_raw, dtype=_dtype).reshape(_shape)", _raw=raw, _dtype=dtype, _shape=shape)
+    return [ast.Return(made)]
 
 
 def _twice(half: ast.expr, size: ast.expr) -> ast.expr:

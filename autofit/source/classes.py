@@ -76,6 +76,7 @@ class Classes:
         self.loops: set[tuple[str, int, int]] = set()
         self.deep: set[str] = set()
         self.loaded: list[str] = []
+        self.packed: list[str] = []
         own = self.worlds.first.model
         self.config = distinct("config", {*own._modules, *own._parameters, *own._buffers})
         self.all: list[Class] = []
@@ -152,13 +153,15 @@ class Classes:
         made = Class(name, paths, self._programs(paths[0]))
         numbers = [dict(self._numbers(path)) for path in paths]
         by_values: dict[tuple[Formula, ...], str] = {}
+        own = self.modules[paths[0]]
+        taken = {"config", *own._modules, *own._parameters, *own._buffers}
         for place in numbers[0]:
             values = tuple(n[place] for n in numbers)
             if len(set(values)) == 1:
                 continue
             if values not in by_values:
                 wish = self._attribute(paths, values) or _hint(place)
-                by_values[values] = distinct(wish, {"config", *made.arguments})
+                by_values[values] = distinct(wish, {*taken, *made.arguments})
                 made.arguments[by_values[values]] = dict(zip(paths, values, strict=True))
             made.place[place] = by_values[values]
         self.all.append(made)
@@ -237,8 +240,7 @@ class Classes:
             if b is not None:
                 kept = name not in module._non_persistent_buffers_set
                 known = self.buffer(path, name)
-                how = known and (known.text, known.origin and known.origin.skeleton)
-                yield ("buffer", name, b.dim(), str(b.dtype), kept, how)
+                yield ("buffer", name, b.dim(), str(b.dtype), kept, known and known.skeleton)
         for name, child in module._modules.items():
             if child is not None:
                 inner = f"{path}.{name}" if path else name
@@ -371,7 +373,10 @@ class Classes:
                     yield ("made", above, name, i, where), self.solved(vector, f"{path}.{name}")
                 continue
             for axis in range(b.dim()):
-                yield ("shape", above, name, axis), self.of_shape(path, name, axis)
+                formula = self.of_shape(path, name, axis)
+                if known.text is None:  # its values are written as they are
+                    self.unsolved.update(dict.fromkeys(formula.symbols, f"{path}.{name}"))
+                yield ("shape", above, name, axis), formula
         for name, child in module._modules.items():
             if child is None:
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from autofit.errors import ExportError
-from autofit.source.buffers import Origin, by_formula, by_one, function, is_equal, run
+from autofit.source.buffers import Origin, by_bytes, by_formula, by_one, function, is_equal, run
 from autofit.source.calls import components, constructor_arguments, shortest
 from autofit.source.classes import CONTAINERS, Class, Classes
 from autofit.source.names import distinct, identifier
@@ -252,8 +252,12 @@ class Content:
             return formula
         inner = path[len(self.path) :]
         others = (self.classes.buffers(f"{p}{inner}.{name}".lstrip(".")).value for p in self.of.paths[1:])
-        if all(is_equal(v, mine.value) for v in others) and (one := by_one(mine.value)) is not None:
-            return one
+        if all(is_equal(v, mine.value) for v in others):
+            if (one := by_one(mine.value)) is not None:
+                return one
+            if (body := by_bytes(mine.value)) is not None:
+                self.classes.packed.append(full)
+                return call(self._own_function(name, body, {}).name, [])
         if name not in self.classes.modules[path]._non_persistent_buffers_set:
             self.classes.loaded.append(full)
             return call("torch.full", [ast.Tuple(shape), parse("float('nan')")])
@@ -272,20 +276,24 @@ class Content:
             return given or classes.solved(numbers[i, where], full)
 
         body, args = function(origin, formula)
-        title = doc(f"Values of the buffer {name}.")
+        own = self._own_function(name, body, {a: kind for a, (_, kind, _) in args.items()})
+        self._check(own, origin, args, path, name)
+        given = [self._symbol(n) if is_size else ast.Name(n) for n, _, is_size in args.values()]
+        return call(own.name, given)
+
+    def _own_function(self, name: str, body: list[ast.stmt], args: Mapping[str, type]) -> ast.FunctionDef:
+        """A function of the file that makes a buffer; one for all that are made alike."""
+        classes = self.classes
         made = ast.parse("def _() -> torch.Tensor: pass").body[0]
         assert isinstance(made, ast.FunctionDef)
-        made.body = [title, *body]
-        made.args.args = [ast.arg(a, ast.Name(kind.__name__)) for a, (_, kind, _) in args.items()]
+        made.body = [doc(f"Values of the buffer {identifier(name)}."), *body]
+        made.args.args = [ast.arg(a, ast.Name(kind.__name__)) for a, kind in args.items()]
         key = ast.dump(made)
         if key not in classes.functions:
             made.name = distinct(f"make_{identifier(name)}", classes.taken)
             classes.taken.add(made.name)
             classes.functions[key] = made
-        own = classes.functions[key]
-        self._check(own, origin, args, path, name)
-        given = [self._symbol(n) if is_size else ast.Name(n) for n, _, is_size in args.values()]
-        return call(own.name, given)
+        return classes.functions[key]
 
     def _check(
         self, own: ast.FunctionDef, origin: Origin, args: Mapping[str, tuple[str, type, bool]], path: str, name: str

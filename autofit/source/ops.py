@@ -376,9 +376,10 @@ class Writer:
 
     def _uniform(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
         args = self._expressions(node, given)
-        own, name = args.pop("self"), name_of(node).removesuffix("_functional")
+        own, name = args["self"], name_of(node).removesuffix("_functional")
         fresh = own if len(node.all_input_nodes[0].users) == 1 else call(ast.Attribute(own, "clone"), [])
-        return call(ast.Attribute(fresh, f"{name}_"), [], args)
+        numbers = [a for a in node.target._schema.arguments[1:] if a.name != "generator"]  # type: ignore[union-attr]
+        return call(ast.Attribute(fresh, f"{name}_"), [args.get(a.name, ast.Constant(a.default_value)) for a in numbers])
 
     _normal_functional = _exponential = _uniform
 

@@ -398,6 +398,8 @@ def _entry(
             elif kind in ("out", "elementwise"):
                 r_out += names
     spread = spreads.get(p.name)
+    if 0 in p.shape:
+        spread = Spread(0.0, 0.0, 0.0, 0)  # nothing to draw
     if spread is None:
         raise LoweringError(
             f"how {p.name} is initialized was not seen",
