@@ -274,6 +274,10 @@ class Classes:
                     (op_name(item), getattr(item.target, "_overloadname", ""), self._shape(item, call, numbering))
                 )
                 results = [item]
+            if self.only_in_training(item, call):
+                ev = self.worlds.evaluation
+                instead = (ev.passed.get(n) for n in results) if ev is not None else ()
+                steps.append(("training", *(n and numbering.get(n, self.local_name(n, call.path)) for n in instead)))
             for i, n in enumerate(results):
                 numbering[n] = (len(steps), i)
         made = tuple(numbering[n] for n in outputs(call) if n in numbering)
@@ -284,6 +288,16 @@ class Classes:
         ev, made, given = self.worlds.evaluation, outputs(call), inputs(call, self.state)
         source = ev.passed.get(made[0]) if ev is not None and len(made) == 1 else None
         return given.index(source) if source in given else None
+
+    def only_in_training(self, item: fx.Node | Call, call: Call) -> bool:
+        """Whether eval mode leaves out something that a call runs, but not the call as a whole."""
+        ev = self.worlds.evaluation
+        if ev is None or not ev.skipped or all(n in ev.skipped for n in call.nodes()):
+            return False
+        if isinstance(item, Call):
+            itself = item.path in self.by_path and self.passes(item) is not None
+            return not itself and all(n in ev.skipped for n in item.nodes())
+        return item in ev.skipped
 
     def _program_of(self, call: Call) -> Any:
         if call.path in self.by_path:

@@ -87,6 +87,8 @@ class Forward:
         self.written: list[str] = []
         self.writer = Writer(Scope(self.operand, self.literal, self.dtype, self.device))
         self.steps = self._steps()
+        self.segments = self._only_in_training()
+        self.forced: dict[fx.Node, str] = {}
         self.measured: dict[tuple[Any, ...], tuple[fx.Node, int]] = {}
         self._find_sizes()
         self.names = self._argument_names()
@@ -111,11 +113,54 @@ class Forward:
         if passed is not None:
             done = ast.Return(ast.Name(self.names[passed]))
             body.append(ast.If(parse("not self.training"), [done], []))
-        for i, step in enumerate(self.steps):
-            self.at = i
-            if step.into is None:
-                body += self._statements(step)
+        for segment, part in itertools.groupby(enumerate(self.steps), lambda item: self.segments.get(id(item[1]))):
+            own = body if segment is None else list[ast.stmt]()
+            steps = list(part)
+            if segment is not None:
+                self.at = steps[0][0]
+                body += self._instead([s for _, s in steps], steps[-1][0])
+            for self.at, step in steps:
+                if step.into is None:
+                    own += self._statements(step)
+            if segment is not None:
+                body.append(ast.If(parse("self.training"), own, []))
         return method(name, map(ast.arg, self.names), [*self._sizes_first(), *body])
+
+    def _only_in_training(self) -> dict[int, int]:
+        """Steps that eval mode leaves out, by the number of their run; only where what others read instead is known."""
+        found: dict[int, int] = {}
+        ev = self.classes.worlds.evaluation
+        if ev is None:
+            return found
+        runs = itertools.groupby(
+            self.steps,
+            lambda s: bool(s.items) and all(self.classes.only_in_training(i, self.program) for i in s.items),
+        )
+        for number, (skipped, steps) in enumerate(runs):
+            run = list(steps) if skipped else []
+            if all(n in ev.passed for n in self._read_outside(run)):
+                found |= dict.fromkeys(map(id, run), number)
+        return found
+
+    def _read_outside(self, run: list[Step]) -> list[fx.Node]:
+        """Results of some steps that others read."""
+        inside = set(map(id, run))
+        read = {n for s in self.steps if id(s) not in inside for n in (*s.reads, *s.sizes)}
+        return [n for s in run for n in s.results if n in read]
+
+    def _instead(self, run: list[Step], last: int) -> Iterator[ast.stmt]:
+        """Before what is done in training only: the values that are read in its place."""
+        ev = self.classes.worlds.evaluation
+        assert ev is not None
+        places = {id(s): i for i, s in enumerate(self.steps)}
+        for made in self._read_outside(run):
+            value = self.operand(ev.passed[made])
+            at = next(places[id(s)] for s in run if made in s.results)
+            name = value.id if isinstance(value, ast.Name) else ""
+            if not name or self.last_use.get(ev.passed[made], -1) > at or name in self.forced.values():
+                name = distinct(identifier(self.wish.get(made, name_of(made))), [*self._busy(), *self.forced.values()])
+                yield assign([ast.Name(name)], value)
+            self.forced[made] = name
 
     def _argument_names(self) -> list[str]:
         own = arguments(self.classes.modules[self.program.path])
@@ -162,7 +207,8 @@ class Forward:
         at = 0
         while at < len(items):
             item = items[at]
-            run = self._loop(at) if isinstance(item, Call) else 1
+            conditional = self.classes.only_in_training(item, self.program)
+            run = self._loop(at) if isinstance(item, Call) and not conditional else 1
             if run > 1:
                 made.append(self._loop_step(items[at : at + run]))  # type: ignore[arg-type]
             elif isinstance(item, Call):
@@ -336,6 +382,8 @@ class Forward:
             if len(reader) != 1 or len(reader[0].items) > 1:
                 continue
             target = reader[0]
+            if self.segments.get(id(step)) != self.segments.get(id(target)):
+                continue
             at = self.steps.index(target)
             between = self.steps[i + 1 : at]
             if any(self._end(b) is not self._end(target) for b in between):
@@ -396,7 +444,7 @@ class Forward:
                 )
                 wish = f"{wish}_output" if isinstance(item, Call) and not wish.isdigit() else wish
             name = identifier(wish, "x")
-            name = distinct(name, [*self._busy(), *made])
+            name = self.forced.get(node) or distinct(name, [*self._busy(), *self.forced.values(), *made])
             made.append(name)
         for name, node in zip(made, step.results, strict=True):
             if name != "_":

@@ -379,7 +379,9 @@ class Writer:
         own, name = args["self"], name_of(node).removesuffix("_functional")
         fresh = own if len(node.all_input_nodes[0].users) == 1 else call(ast.Attribute(own, "clone"), [])
         numbers = [a for a in node.target._schema.arguments[1:] if a.name != "generator"]  # type: ignore[union-attr]
-        return call(ast.Attribute(fresh, f"{name}_"), [args.get(a.name, ast.Constant(a.default_value)) for a in numbers])
+        return call(
+            ast.Attribute(fresh, f"{name}_"), [args.get(a.name, ast.Constant(a.default_value)) for a in numbers]
+        )
 
     _normal_functional = _exponential = _uniform
 

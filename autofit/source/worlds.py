@@ -25,6 +25,7 @@ from autofit.program import Program, live, module_path, op_name
 from autofit.source.calls import Call, call_tree, constructor, simplify
 from autofit.source.names import distinct, identifier
 from autofit.source.ops import Path, argument, is_number
+from autofit.source.pairing import pair, pair_partly
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class World:
         root: its calls.
         changed: sizes that differ from the first world, by symbol.
         at: the node here that a node of the first world is.
-        passed: results of the first world's calls that do nothing here, with the value that they pass on.
+        passed: values of the first world that are not here, with what is read in their place.
+        skipped: nodes of the first world that are not here.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class World:
     changed: Mapping[str, int] = field(default_factory=dict)
     at: dict[fx.Node, fx.Node] = field(default_factory=dict)
     passed: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    skipped: set[fx.Node] = field(default_factory=set)
 
     def number(self, node: fx.Node, where: Path) -> Any:
         """A number that an op of the first world takes, here."""
@@ -334,71 +337,20 @@ def _variant(
 ) -> World | None:
     """Another capture, if it runs the same ops in the same modules.
 
-    ``partly``: if most of its modules do, and of the others some may do nothing.
+    ``partly``: if most of its modules do, and others may leave something out.
     """
     try:
         other = _capture(model, example, first.program)
     except AutofitError:
         return None
-    pairs: dict[fx.Node, fx.Node] = {}
     mine = [n for n in first.program.graph.nodes if n.op == "placeholder"]
     theirs = [n for n in other.program.graph.nodes if n.op == "placeholder"]
-    missing: list[Call] | None = [] if partly else None
-    whole = _paired(first.root, other.root, pairs, missing)
-    if len(mine) != len(theirs) or not (whole or (partly and len(pairs) > len(list(first.root.nodes())) // 2)):
+    if len(mine) != len(theirs):
         return None
-    pairs.update(zip(mine, theirs, strict=True))
-    passed = {made: given for call in missing or () for made, given in _passed(call, pairs)}
-    return World(other.model, other.program, other.root, dict(changed), pairs, passed)
-
-
-def _passed(call: Call, pairs: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """The result of a call that is missing in another world, and the value that its readers have there instead."""
-    inside = set(call.nodes())
-    made = [n for n in call.nodes() if any(u not in inside for u in n.users)]
-    given = {pairs[i]: i for n in call.nodes() for i in n.all_input_nodes if i in pairs}
-    if len(made) != 1 or not all(u in pairs for u in made[0].users):
-        return
-    read: set[Any] = set()
-    for user in made[0].users:
-        mine, theirs = (_pytree.tree_leaves((n.args, dict(n.kwargs))) for n in (user, pairs[user]))
-        if len(mine) != len(theirs):
-            return
-        read |= {other for own, other in zip(mine, theirs, strict=True) if own is made[0]}
-    if len(read) == 1 and (source := read.pop()) in given:
-        yield made[0], given[source]
-
-
-def _paired(a: Call, b: Call, pairs: dict[fx.Node, fx.Node], missing: list[Call] | None = None) -> bool:
-    """Pair nodes of calls that run the same ops; whether all do. A copy that is in one only is passed over.
-
-    ``missing``, if it is given, takes the calls of ``a`` that ``b`` has not.
-    """
-    mine, theirs = a.items, b.items
-    if missing is not None:
-        there = {i.path for i in theirs if isinstance(i, Call)}
-        lost = [i for i in mine if isinstance(i, Call) and i.path not in there]
-        missing += lost
-        mine = [i for i in mine if i not in lost]
-    if list(map(_brief, mine)) != list(map(_brief, theirs)):
-        mine, theirs = ([i for i in items if _brief(i) not in COPYING] for items in (mine, theirs))
-    if a.path != b.path or list(map(_brief, mine)) != list(map(_brief, theirs)):
-        return False
-    found = True
-    for x, y in zip(mine, theirs, strict=True):
-        if isinstance(x, Call) and isinstance(y, Call):
-            found = _paired(x, y, pairs, missing) and found
-        elif isinstance(x, fx.Node) and isinstance(y, fx.Node):
-            pairs[x] = y
-    return found
-
-
-COPYING = frozenset({"aten.contiguous", "aten.clone"})
-"""Ops that are not there where a value lies in memory as it should already."""
-
-
-def _brief(item: fx.Node | Call) -> str:
-    return item.path if isinstance(item, Call) else op_name(item)
+    found = (pair_partly if partly else pair)(first.root, other.root, zip(mine, theirs, strict=True))
+    if found is None or len(found.pairs) <= len(list(first.root.nodes())) // 2:
+        return None
+    return World(other.model, other.program, other.root, dict(changed), found.pairs, found.passed, found.skipped)
 
 
 def _resized(example: Example, program: Program, dims: Dims) -> Iterator[tuple[int, list[int], list[Example]]]:
@@ -473,14 +425,18 @@ def _imagined(first: World, growth: Growth, twin: Mapping[fx.Node, str]) -> Iter
         taken.add(name)
         sizes = dict.fromkeys(cells, 2 * size)
         at = {n: n for n in first.program.graph.nodes}
-        yield name, size, Imagined(first.model, first.program, first.root, {name: 2 * size}, at, {}, dims, twin, sizes)
+        yield (
+            name,
+            size,
+            Imagined(first.model, first.program, first.root, {name: 2 * size}, at, {}, set(), dims, twin, sizes),
+        )
     for path, module in first.model.named_modules():
         if isinstance(module, nn.RNNBase):
             name = distinct(f"{identifier(_last_word(path))}_layers", taken)
             taken.add(name)
             at, other = {n: n for n in first.program.graph.nodes}, {(path, "num_layers"): module.num_layers + 1}
             changed = {name: module.num_layers + 1}
-            world = Imagined(first.model, first.program, first.root, changed, at, {}, dims, twin, {}, other)
+            world = Imagined(first.model, first.program, first.root, changed, at, {}, set(), dims, twin, {}, other)
             yield name, module.num_layers, world
 
 

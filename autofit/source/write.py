@@ -188,7 +188,9 @@ def _file(
     fixed = [n for n in worlds.stacks if n not in classes.deep]
     notes = (*worlds.notes, *(f"{n} is built in: its layers are not one loop over equal ones" for n in fixed))
     notes += tuple(f"{n} comes with a checkpoint alone: it starts as NaN" for n in classes.loaded)
-    notes += tuple(f"the values of {n} are written as they are: how they come about was not seen" for n in classes.packed)
+    notes += tuple(
+        f"the values of {n} are written as they are: how they come about was not seen" for n in classes.packed
+    )
     return Source(text, notes, tuple(fallbacks), len(classes.all))
 
 
