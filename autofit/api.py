@@ -16,7 +16,7 @@ from torch import nn
 
 from autofit import lowering, optim
 from autofit.bases import read_base
-from autofit.capture import capture
+from autofit.capture import capture, outputs
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
@@ -34,6 +34,7 @@ from autofit.report import render, to_json
 from autofit.residuals import residuals
 from autofit.roles import Roles
 from autofit.rules import optimizers, table
+from autofit.source.fields import scale_fields
 from autofit.source.write import Source, difference, export
 from autofit.stages import stages
 from autofit.tunables import Tunables
@@ -176,11 +177,15 @@ class Analysis:
             )
         draw_all(self.recipe, self.model, self.plan, generator)
 
-    def bake(self) -> nn.Module:
+    def bake(self, *, untie: bool = False) -> nn.Module:
         """Move every multiplier into weights: a plain model that gives the same, without a trace of autofit.
 
         For inference and for leaving: what is trained on from there has other learning rates (TP5 Lemma J.1), so this
         analysis makes no optimizer for it any more. A tied readout's multiplier goes into the norm before it.
+
+        Args:
+            untie: where nothing else can take a multiplier, give each module of a tied weight one of its own, and tell
+                a transformers configuration so. Outputs are compared before and after.
 
         Returns:
             The model.
@@ -191,7 +196,59 @@ class Analysis:
         """
         if not self.applied:
             raise PlanError("analyze applies nothing", todo="call bake on what muify returned")
-        lowering.bake(self.model, self.plan, folds(self.roles))
+        try:
+            todo = folds(self.roles, untie)
+        except LoweringError as error:
+            raise self._with_fields(error) from None
+        if not any(fold.untie for fold in todo):
+            lowering.bake(self.model, self.plan, todo)
+            return self.model
+        with lowering.untied(self.model, self.plan, todo):
+            example = self.roles.growth.dims.program.example.filled()
+            before = outputs(self.model, example)
+            lowering.bake(self.model, self.plan, todo)
+            after = outputs(self.model, example)
+            if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(before, after, strict=True)):
+                raise LoweringError(
+                    "untied, this model computes something else: its forward looks at whether it is tied",
+                    todo="keep the multipliers in forward, or export the source; nothing was changed",
+                )
+        return self.model
+
+    def _with_fields(self, error: LoweringError) -> LoweringError:
+        """A refusal to bake, with the fields of the configuration that could take the multiplier."""
+        fields = scale_fields(self.model, self.roles, error.where)
+        if not fields:
+            return error
+        said = ", ".join(f"{name} (now {value:g}) times {factor:g}" for name, value, factor in fields)
+        return LoweringError(error.what, where=error.where, todo=f"{error.todo}; or save the model with {said}")
+
+    def unbake(self, state: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+        """Put multipliers into forward again that `bake` moved into weights.
+
+        A baked checkpoint has the names and shapes of any other, so ``load_state_dict`` cannot tell it: loaded into a
+        muified model, every multiplier would count twice. This divides by them first.
+
+        Args:
+            state: of a baked model, to be loaded into this one, which has its multipliers; ``None`` takes the
+                baking of this very model back.
+
+        Returns:
+            The model, with multipliers in forward.
+
+        Raises:
+            PlanError: nothing was applied.
+            LoweringError: the model or checkpoint is not what was baked, or was untied; nothing was changed.
+        """
+        if not self.applied:
+            raise PlanError("analyze applies nothing", todo="call unbake on what muify returned")
+        todo = folds(self.roles, untie=True)
+        if state is None:
+            lowering.unbake(self.model, self.plan, todo)
+        elif not lowering.is_muified(self.model):
+            raise LoweringError("this model is baked itself", todo="load_state_dict loads a baked checkpoint into it")
+        else:
+            self.model.load_state_dict(lowering.unbaked(state, self.model, lowering.every_fold(self.plan, todo)))
         return self.model
 
     def export(self, path: str | os.PathLike[str] | None = None, *, multipliers: bool = True) -> Source:

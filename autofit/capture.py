@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree
 
 from autofit.errors import AutofitError, CaptureError, ExampleError
 from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
@@ -155,6 +156,13 @@ def _runs(model: nn.Module, example: Example) -> bool:
     except Exception:
         return False
     return not any(t.is_meta for t in tensors.values())
+
+
+def outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
+    """What a model gives in eval mode; nothing of it is changed."""
+    with untouched(model), _eval_mode(model), torch.no_grad():
+        found = model(*example.args, **example.kwargs)
+    return [t for t in _pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
 
 
 def _export(model: nn.Module, example: Example, front_end: str, gradients: bool = True) -> Captured:

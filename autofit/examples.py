@@ -28,6 +28,20 @@ class Example:
     kwargs: dict[str, Any] = field(default_factory=dict)
     inferred: bool = False
 
+    def filled(self, integers: bool = True) -> Example:
+        """The same with other numbers in tensors that are all zero: random ones, and 0 and 1 in turn for integers."""
+        generator = torch.Generator().manual_seed(0)
+
+        def fill(value: torch.Tensor) -> torch.Tensor:
+            if value.is_meta or value.dtype == torch.bool or value.is_complex() or bool(value.any()):
+                return value
+            if value.is_floating_point():
+                return torch.randn(value.shape, generator=generator).to(value)
+            return (torch.arange(value.numel()) % 2).reshape(value.shape).to(value) if integers else value
+
+        args, kwargs = _pytree.tree_map_only(torch.Tensor, fill, (self.args, self.kwargs))
+        return Example(args, kwargs, self.inferred)
+
     def __str__(self) -> str:
         parts = [_brief(a) for a in self.args]
         parts += [f"{k}={_brief(v)}" for k, v in self.kwargs.items()]

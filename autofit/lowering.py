@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -227,6 +227,11 @@ def rescale(model: nn.Module, plan: Plan) -> None:
             draw(p, plan.parameters[name])
 
 
+def every_fold(plan: Plan, folds: Iterable[Fold]) -> list[Fold]:
+    """What baking multiplies: for sites as given, and parameters with a multiplier of their own."""
+    return [*folds, *(Fold(p.name, p.multiplier) for p in plan.multiplied().values())]
+
+
 @torch.no_grad()
 def bake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
     """Multiply parameters by what stood in forward, and take all hooks and the mark off.
@@ -237,8 +242,7 @@ def bake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
     if MARK not in model.__dict__:
         raise LoweringError("this model has no multipliers: it was not muified, or is baked already")
     require_installed(model, plan)
-    own = [Fold(p.name, p.multiplier) for p in plan.multiplied().values()]
-    todo = [*folds, *own]
+    todo = every_fold(plan, folds)
     for fold in todo:
         if model.get_parameter(fold.parameter).is_meta:
             raise LoweringError(f"{fold.parameter} is on meta: it has no values to multiply")
@@ -248,8 +252,103 @@ def bake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
         model.get_parameter(name).requires_grad_(False)
     for fold in todo:
         p = model.get_parameter(fold.parameter)
-        for start, stop in fold.runs or ((0, p.shape[fold.axis] if p.ndim else 0),):
-            (p.narrow(fold.axis, start, stop - start) if p.ndim else p).mul_(fold.factor)
+        if fold.untie:
+            p = nn.Parameter(p.detach().clone(), p.requires_grad)
+            _put(model, fold.parameter, p)
+        multiply(p, fold, fold.factor)
+    if any(fold.untie for fold in todo):
+        for config in _tying(model):
+            config.tie_word_embeddings = False
+
+
+def _put(model: nn.Module, name: str, p: nn.Parameter) -> None:
+    owner, _, own = name.rpartition(".")
+    model.get_submodule(owner).register_parameter(own, p)
+
+
+def _tying(model: nn.Module) -> list[Any]:
+    """Configurations of transformers by which it ties weights whenever a model is made or loaded."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return [c for c in configs.values() if getattr(c, "tie_word_embeddings", False)]
+
+
+@contextmanager
+def untied(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> Iterator[None]:
+    """If the block, which bakes and unties, fails: put back parameters, their values, ties and multipliers."""
+    names = {fold.parameter for fold in every_fold(plan, folds)}
+    kept = {name: (p := model.get_parameter(name), p.detach().clone()) for name in names}
+    configs = _tying(model)
+    try:
+        yield
+    except BaseException:
+        for name, (p, values) in kept.items():
+            with torch.no_grad():
+                p.copy_(values)
+            _put(model, name, p)
+        for config in configs:
+            config.tie_word_embeddings = True
+        if not is_muified(model):
+            install(model, plan)
+        raise
+
+
+@torch.no_grad()
+def unbake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
+    """Divide parameters by what `bake` multiplied them by, and put the multipliers into forward again.
+
+    Raises:
+        LoweringError: the model has its multipliers, or was untied.
+    """
+    todo = every_fold(plan, folds)
+    require_tied(todo)
+    install(model, plan)
+    for fold in todo:
+        multiply(model.get_parameter(fold.parameter), fold, 1 / fold.factor)
+
+
+def unbaked(state: Mapping[str, torch.Tensor], model: nn.Module, folds: Iterable[Fold]) -> dict[str, torch.Tensor]:
+    """The state of a baked model as that of the same model with its multipliers in forward.
+
+    Raises:
+        LoweringError: a name that a multiplier is in is not there, or the checkpoint was untied.
+    """
+    made = dict(state)
+    todo = list(folds)
+    require_tied(todo)
+    names: dict[Any, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(storage_key(p), []).append(name)
+    for tied in names.values():
+        held = [state[n] for n in tied if n in state]
+        if any(not torch.equal(held[0], other) for other in held[1:]):
+            raise LoweringError(
+                f"{tied[0]} and {tied[1]} are one tensor in this model, and two in the checkpoint: it was untied",
+                todo="load it into a model that is not tied",
+            )
+    for fold in todo:
+        tied = [n for n in names[storage_key(model.get_parameter(fold.parameter))] if n in state]
+        if not tied:
+            raise LoweringError(f"the checkpoint lacks {fold.parameter}, which holds a multiplier")
+        for name in tied:
+            made[name] = made[name].clone()
+            multiply(made[name], fold, 1 / fold.factor)
+    return made
+
+
+def require_tied(folds: Iterable[Fold]) -> None:
+    """Check that no module was given a parameter of its own to take a multiplier."""
+    for fold in folds:
+        if fold.untie:
+            raise LoweringError(
+                f"{fold.parameter} was untied to be baked, and is trained apart since: its multiplier stays in it",
+                todo="keep a checkpoint of the model from before bake(untie=True)",
+            )
+
+
+def multiply(p: torch.Tensor, fold: Fold, factor: float) -> None:
+    """Multiply the part of a tensor that a fold speaks of, in place."""
+    for start, stop in fold.runs or ((0, p.shape[fold.axis] if p.ndim else 0),):
+        (p.narrow(fold.axis, start, stop - start) if p.ndim else p).mul_(factor)
 
 
 @contextmanager

@@ -108,12 +108,14 @@ class Fold:
         factor: dimensionless.
         axis: of the runs.
         runs: half-open; empty for all of it.
+        untie: whether the module of that name has to get a parameter of its own for it.
     """
 
     parameter: str
     factor: float
     axis: int = 0
     runs: tuple[tuple[int, int], ...] = ()
+    untie: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,18 @@ class PlaceMultipliers:
         return {node.name: carrier for node, carrier in placer.placed.items()}
 
 
-def folds(roles: Roles) -> tuple[Fold, ...]:
+def folds(roles: Roles, untie: bool = False) -> tuple[Fold, ...]:
     """For every multiplier of a site, the parameters that can take it in the place of forward.
+
+    Args:
+        roles: the sites.
+        untie: whether a tied parameter may become one for each module that has it, where nothing else can.
 
     Raises:
         LoweringError: none can: they are used elsewhere, too, as a tied table is.
     """
     placer = _Placer(roles, {})
+    placer.untie = untie
     return tuple(fold for site in roles.sites if site.multiplier != 1 for fold in placer.into_parameters(site))
 
 
@@ -134,6 +139,7 @@ class _Placer:
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
+        self.untie = False
         self.placed: dict[fx.Node, Carrier] = {}
         self.calls: dict[str, set[str]] = {}
         self.inside: dict[str, list[fx.Node]] = {}
@@ -407,46 +413,76 @@ class _Placer:
             mine, others = self._runs(end, {(site.node, path[0])})
             alone = mine is not None and others is not None and not others
             single = all(sum(v.parameter == u.parameter for v in self.dims.uses) == 1 for u in uses)
-            if uses and alone and single and op_name(end) in MULTILINEAR:
+            if uses and alone and single and op_name(end) in MULTILINEAR and all(map(self._homogeneous, uses)):
                 first, *rest = sorted(uses, key=lambda u: "in" not in u.kinds.values())
                 return Carrier("weight", first.parameter, (), tuple(u.parameter for u in rest))
         return None
 
     def into_parameters(self, site: Site) -> list[Fold]:
-        """A readout's own weight, or what gives the value upstream, or the runs of it that this site takes.
+        """A readout's or lookup's own weight, or what gives the value upstream, or the runs of it that this site takes.
 
         Raises:
             LoweringError: all of these have other uses.
         """
-        if site.kind == "readout" and sum(u.parameter == site.parameter for u in self.dims.uses) == 1:
-            return [Fold(site.parameter, site.multiplier)]
-        for path in site.paths:
-            found = self._into(path, (site.node, path[0]), site.multiplier)
-            if found:
-                return found
+        own = [u for u in self.at.get(site.node, []) if u.parameter == site.parameter]
+        for untie in (False, True) if self.untie else (False,):
+            if site.kind in ("readout", "embedding") and len(own) == 1 and self._alone(own[0], untie):
+                return [self._onto(own[0], site.multiplier)]
+            for path in site.paths:
+                found = self._into(path, (site.node, path[0]), site.multiplier, untie)
+                if found:
+                    return found
         shared = f": {site.parameter} is tied or used elsewhere, too" if site.parameter else ""
         raise LoweringError(
             f"no weight can take the multiplier {site.multiplier:g} of this {site.kind}{shared}",
             where=site.where,
-            todo="untie the readout, or put a norm with a gain before it; nothing was changed",
+            todo=("bake(untie=True) gives a tied weight's modules one each, or " if shared and not self.untie else "")
+            + "put a norm with a gain before it; nothing was changed",
         )
 
-    def _into(self, path: tuple[fx.Node, ...], end: tuple[fx.Node, fx.Node], factor: float) -> list[Fold]:
+    def _alone(self, use: Use, untie: bool) -> bool:
+        """Whether a parameter has no other use, or none by its own name in the module of this one."""
+        others = [v for v in self.dims.uses if v.parameter == use.parameter and v is not use]
+        own = self._name_of(use)
+        return not others or (untie and own is not None and all(self._name_of(v) not in (own, None) for v in others))
+
+    def _homogeneous(self, use: Use) -> bool:
+        """Whether an op reads a parameter itself, or a multiple of it: not ``1 + weight``, as a gain of Gemma's."""
+        start = self.dims.program.parameter(use.parameter).node
+        for value in use.node.all_input_nodes:
+            while value.op == "call_function" and (_moves(value) or _scales(value)):
+                (value,) = value.all_input_nodes
+            if value.name == start:
+                return True
+        return False
+
+    def _name_of(self, use: Use) -> str | None:
+        """The name by which the module of an op has its parameter."""
+        names = self.dims.program.parameter(use.parameter).names
+        return next((n for n in names if n.rpartition(".")[0] == module_path(use.node)), None)
+
+    def _onto(self, use: Use, factor: float, axis: int = 0, runs: tuple[tuple[int, int], ...] = ()) -> Fold:
+        if self._alone(use, False):
+            return Fold(use.parameter, factor, axis, runs)
+        return Fold(self._name_of(use) or use.parameter, factor, axis, runs, untie=True)
+
+    def _into(self, path: tuple[fx.Node, ...], end: tuple[fx.Node, fx.Node], factor: float, untie: bool) -> list[Fold]:
         """The nearest parameters of a path, or of all terms of the sum that it comes from, that go to ``end`` alone."""
         for node in path:
             uses = self.at.get(node, [])
-            single = all(sum(v.parameter == u.parameter for v in self.dims.uses) == 1 for u in uses)
-            if not uses or not single or op_name(node) not in MULTILINEAR:
+            if not uses or op_name(node) not in MULTILINEAR or not all(map(self._homogeneous, uses)):
+                continue
+            if not all(self._alone(u, untie) for u in uses):
                 continue
             mine, others = self._runs(node, {end})
             if mine and others is not None and not mine & others:
                 runs = () if len(mine) == node.meta["val"].shape[-1] else _ranges(mine)
                 axes = [next((a for a, k in u.kinds.items() if k in ("out", "elementwise")), 0) for u in uses]
-                return [Fold(u.parameter, factor, a, runs) for u, a in zip(uses, axes, strict=True)]
+                return [self._onto(u, factor, a, runs) for u, a in zip(uses, axes, strict=True)]
         terms = [n for n in path[-1].all_input_nodes if self._is_data(n)]
         if op_name(path[-1]) not in ("aten.add", "aten.sub") or len(terms) < 2 or self.at.get(path[-1]):
             return []
-        each = [self._into(self.flow.upstream(term).nodes, end, factor) for term in terms]
+        each = [self._into(self.flow.upstream(term).nodes, end, factor, untie) for term in terms]
         return [fold for part in each for fold in part] if all(each) else []
 
     def learned_scale(self, site: Site) -> Carrier | None:

@@ -259,15 +259,14 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
     Raises:
         AutofitError: the model itself cannot be captured on ``meta``.
     """
-    plain = hollow(model, values=growth.dims.program.recorded)
-    example = growth.dims.program.example
-    first = _capture(plain.train(), example, growth.dims.program)
+    first = first_world(model, growth)
+    plain, example = first.model, growth.dims.program.example
     dims, twin = growth.dims, twins(first, growth.dims.program)
     notes: list[str] = []
     worlds: list[World] = []
     symbols: dict[str, int] = {}
     for i, (size, changed, other) in enumerate(_resized(example, first.program, dims)):
-        found = (_variant(plain, each, first, {f"data{i}": new}) for each, new in zip(other, changed, strict=True))
+        found = (variant(plain, first, {f"data{i}": new}, each) for each, new in zip(other, changed, strict=True))
         several = list(islice((w for w in found if w is not None), 2))
         worlds += several
         if several:
@@ -279,14 +278,14 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
     for name, value, options in _fields(model, first):
         failed = 0
         for new in options:
-            other_model = _rebuilt(model, name, new, first.program.recorded) if failed < 2 else None
+            other_model = rebuilt(model, name, new, first.program.recorded) if failed < 2 else None
             if other_model is None or _traits(other_model) == traits:
                 continue
             longer = {path for path, n in _lengths(other_model).items() if lengths.get(path, n) != n}
             if longer:
                 stacks[name] = tuple(sorted(longer))
                 break
-            world = _variant(other_model.train(), example, first, {name: new})
+            world = variant(other_model.train(), first, {name: new})
             if world is not None:
                 if _differs(first, world):
                     symbols[name] = value
@@ -297,12 +296,22 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
         for name, size, world in _imagined(first, growth, twin):
             symbols[name] = size
             worlds.append(world)
-    evaluation = _variant(copy.deepcopy(plain).eval(), example, first, {}, partly=True)
-    half = _variant(_to_half(plain), _to_half_example(example), first, {}, partly=True)
+    evaluation = variant(copy.deepcopy(plain).eval(), first, {}, partly=True)
+    half = variant(_to_half(plain), first, {}, _to_half_example(example), partly=True)
     if evaluation is None:
         notes.append("in eval mode the model runs other ops: the source is that of training mode")
     inputs = named_inputs(model, first.program, example.args, example.kwargs)
     return Worlds(first, tuple(worlds), evaluation, half, symbols, stacks, tuple(notes), inputs)
+
+
+def first_world(model: nn.Module, growth: Growth) -> World:
+    """The capture of a model as it is, in training mode.
+
+    Raises:
+        AutofitError: it cannot be captured without values.
+    """
+    program = growth.dims.program
+    return _capture(hollow(model, values=program.recorded).train(), program.example, program)
 
 
 def named_inputs(model: nn.Module, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,15 +341,15 @@ def _capture(model: nn.Module, example: Example, like: Program | None = None) ->
     return World(model, program, call_tree(program.graph))
 
 
-def _variant(
-    model: nn.Module, example: Example, first: World, changed: Mapping[str, int], partly: bool = False
+def variant(
+    model: nn.Module, first: World, changed: Mapping[str, int], example: Example | None = None, partly: bool = False
 ) -> World | None:
     """Another capture, if it runs the same ops in the same modules.
 
     ``partly``: if most of its modules do, and others may leave something out.
     """
     try:
-        other = _capture(model, example, first.program)
+        other = _capture(model, first.program.example if example is None else example, first.program)
     except AutofitError:
         return None
     mine = [n for n in first.program.graph.nodes if n.op == "placeholder"]
@@ -464,7 +473,7 @@ def _fields(model: nn.Module, first: World) -> Iterator[tuple[str, int, list[int
             )
 
 
-def _rebuilt(model: nn.Module, name: str, value: int, values: bool) -> nn.Module | None:
+def rebuilt(model: nn.Module, name: str, value: float, values: bool) -> nn.Module | None:
     """The model that its class makes from its configuration with one other number; with ``values`` if it is to run."""
     config = copy.deepcopy(model.config)
     try:
