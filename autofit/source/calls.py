@@ -150,9 +150,9 @@ def constructor(module: nn.Module) -> Leaf | None:
     found: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, parameter in constructor_arguments(cls).items():
-        if name.startswith("_"):
+        if name.startswith("_") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(module, name):
+        if not hasattr(module, name):
             return None
         value = getattr(module, name)
         if name == "bias" and not isinstance(value, bool):

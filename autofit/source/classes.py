@@ -115,8 +115,10 @@ class Classes:
                     self._bring_sizes((*around, item))
                 here += outputs(item)
                 continue
-            if not here and not held and name_of(item) in CREATING:
-                source = next(self._before(around, item), None)
+            wanted = self._dtypes(item)
+            known = any(wanted == self._dtype(n) for n in here) if wanted else here
+            if not known and not held and name_of(item) in CREATING:
+                source = next((n for n in self._before(around, item) if wanted in (None, self._dtype(n))), None)
                 if source is not None:
                     item.meta[SIZES] = (source,)
                     here.append(source)
@@ -131,6 +133,18 @@ class Classes:
                             item.meta[SIZES] = (*item.meta.get(SIZES, ()), source)
                             here.append(source)
             here.append(item)
+
+    def _dtypes(self, node: fx.Node) -> tuple[torch.dtype, torch.dtype] | None:
+        """What an op makes in the model's dtype and in half precision, where these are told and differ."""
+        half = self.worlds.half
+        given = [v for v in (*node.args, *node.kwargs.values()) if isinstance(v, torch.dtype)]
+        found = self._dtype(node)
+        return found if given and half is not None and found is not None and found[0] != found[1] else None
+
+    def _dtype(self, node: fx.Node) -> tuple[torch.dtype, torch.dtype] | None:
+        half = self.worlds.half
+        both = (node.meta.get("val"), half.at[node].meta.get("val") if half is not None and node in half.at else None)
+        return (both[0].dtype, both[1].dtype) if all(isinstance(v, torch.Tensor) for v in both) else None  # type: ignore[union-attr]
 
     def _around(self, vector: Vector, around: tuple[Call, ...], node: fx.Node) -> fx.Node | None:
         """A value in the scope of an outer call that has a size."""

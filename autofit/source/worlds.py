@@ -26,6 +26,7 @@ from autofit.source.calls import Call, call_tree, constructor, simplify
 from autofit.source.names import distinct, identifier
 from autofit.source.ops import Path, argument, is_number
 from autofit.source.pairing import pair, pair_partly
+from autofit.source.unmap import unmap
 
 
 @dataclass(frozen=True)
@@ -337,6 +338,7 @@ def _capture(model: nn.Module, example: Example, like: Program | None = None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = capture(model, example, like=like)
+    unmap(program.graph)
     simplify(program.graph, {*program.buffers, *program.tensors})
     return World(model, program, call_tree(program.graph))
 
