@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from families import FAMILIES
 from inputs import logits
 from torch import nn
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
 import autofit
 from autofit.errors import ExportError
@@ -625,3 +626,178 @@ def test_hostile_class_names() -> None:
     cls = type('Bad"); import os; ("', (Recurrent,), {})
     source = autofit.muify(cls(), torch.zeros(2, 7, dtype=torch.long), base=32).export()
     load(source.text).build()
+
+
+# constructs, each in a model of its own
+
+
+class Resampled(nn.Module):
+    """Ops that torch's Python has other names for."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, (3, 1), padding=(1, 0)), nn.Linear(width, 5)
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = F.interpolate(x, size=(9, 9), mode="bilinear", align_corners=True)
+        x = F.interpolate(x, size=(9, 9), mode="bilinear", antialias=True)
+        x = F.interpolate(x, size=(9, 9), mode="bicubic")
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
+        x = self.mix(x)
+        x = F.fold(F.unfold(x, 2, stride=2), (18, 18), 2, stride=2)
+        x = torch.fft.irfft(torch.fft.rfft(x), n=18)
+        x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        x = torch.div(F.logsigmoid(x), 0.5, rounding_mode="floor") + x
+        return self.head(x.mean((2, 3)))
+
+
+def exported_from(make: Callable[[int], nn.Module], *inputs: torch.Tensor) -> tuple[Any, nn.Module, nn.Module]:
+    """A model of width 32 with a base of 16: what is exported, the model, and the one that the file builds."""
+    torch.manual_seed(0)
+    mu = autofit.muify(make(32), inputs, base=make(16))
+    made = mu.export()
+    again = load(made.text).build()
+    again.load_state_dict(mu.model.state_dict())
+    return made, mu.model, again
+
+
+def test_ops_by_their_names_in_python() -> None:
+    made, model, again = exported_from(Resampled, torch.randn(2, 3, 8, 8))
+    assert made.shown == "node for node"
+    assert not made.fallbacks
+    assert "torch.ops" not in made.text
+    assert "nn.Conv2d(3, 32, (3, 1), padding=(1, 0))" in made.text.replace("self.stem_width", "32").replace(
+        "config.stem_width", "32"
+    )
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(again.eval()(x), model.eval()(x), rtol=0, atol=0)
+
+
+class ByItsAtenName(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 1), nn.Conv2d(width, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mix(self.stem(x))
+        return self.head(torch.ops.aten.upsample_nearest2d.default(x, [9, 9]))
+
+
+def test_an_op_without_another_name_is_said() -> None:
+    made, _, _ = exported_from(ByItsAtenName, torch.randn(2, 3, 8, 8))
+    assert made.fallbacks == (("ByItsAtenName", "aten.upsample_nearest2d"),)
+    assert "Ops without a name in torch's Python: aten.upsample_nearest2d.default." in made.text
+
+
+class Noisy(nn.Module):
+    """Noise and a dropped path in training; in eval mode the value itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.stem(x))
+        if self.training:
+            scale = torch.empty(1).uniform_(-0.5, 0.5).exp()
+            x = x * scale
+        y = self.mix(x)
+        if self.training:
+            y = y * (torch.rand(x.shape[0], 1) > 0.5)
+        return self.head(torch.tanh(x + y))
+
+
+def test_noise_stands_under_self_training() -> None:
+    made, model, again = exported_from(Noisy, torch.randn(6, 5))
+    assert made.shown == "node for node"
+    assert made.text.count("if self.training:") == 2
+    x = torch.randn(6, 5)
+    for training in (False, True):
+        torch.manual_seed(3)
+        wanted = model.train(training)(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(again.train(training)(x), wanted, rtol=0, atol=0)
+
+
+class OtherInEval(Noisy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.stem(x))
+        x = F.gumbel_softmax(x) if self.training else x.softmax(-1).round()
+        return self.head(torch.tanh(self.mix(x)))
+
+
+def test_what_eval_mode_does_instead_is_refused() -> None:
+    mu = autofit.muify(OtherInEval(32), torch.randn(6, 5), base=OtherInEval(16))
+    with pytest.raises(ExportError, match=r"in eval mode|computes something else"):
+        mu.export()
+
+
+class Mapped(nn.Module):
+    """A mask by vmap over positions, as transformers make those that follow the data."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 50)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x, kinds = self.embed(ids), ids > 20
+
+        def allowed(b: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return (k <= q) | (kinds[b, q] & kinds[b, k])
+
+        mapped = torch.vmap(torch.vmap(torch.vmap(allowed, (None, None, 0)), (None, 0, None)), (0, None, None))
+        places = torch.arange(ids.shape[1])
+        with TransformGetItemToIndex():
+            mask = mapped(torch.arange(ids.shape[0]), places, places)
+        scores = self.query(x) @ self.key(x).transpose(1, 2) * 0.1
+        return self.head(scores.masked_fill(~mask, -1e9).softmax(-1) @ x)
+
+
+def test_a_mask_by_vmap_is_written_as_ops_that_broadcast() -> None:
+    made, model, again = exported_from(Mapped, torch.randint(0, 50, (2, 7)))
+    assert "vmap" not in made.text
+    ids = torch.randint(0, 50, (3, 11))
+    torch.testing.assert_close(again(ids), model(ids), rtol=0, atol=0)
+
+
+class Padded(nn.Module):
+    """Pads to a whole number of windows: a size that no sum of sizes is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mix(torch.tanh(self.stem(F.pad(x, (0, 0, 0, -x.shape[1] % 8)))))
+        return self.head(x.cumsum(1))
+
+
+def test_a_size_that_holds_at_two_lengths_only_is_built_in() -> None:
+    made, model, again = exported_from(Padded, torch.randn(2, 13, 5))
+    assert any("built in (13)" in note for note in made.notes), made.notes
+    x = torch.randn(4, 13, 5)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+class Tabled(nn.Module):
+    """A buffer that Python computed, too long to be listed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Linear(100, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.register_buffer("order", torch.tensor([(7 * i) % 100 for i in range(100)]), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.mix(torch.tanh(self.stem(x[:, self.order])))))
+
+
+def test_a_buffer_that_python_computed_is_written_as_its_values() -> None:
+    made, model, again = exported_from(Tabled, torch.randn(2, 100))
+    assert any("the values of order are written as they are" in note for note in made.notes), made.notes
+    x = torch.randn(4, 100)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+    assert again.order.dtype == torch.int64

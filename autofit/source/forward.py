@@ -22,7 +22,7 @@ from autofit.source.content import attribute, reach
 from autofit.source.names import arguments, distinct, identifier, statement
 from autofit.source.numbers import Formula, Term, listed
 from autofit.source.ops import Path, Scope, Writer, literals, name_of
-from autofit.source.syntax import assign, call, method, parse
+from autofit.source.syntax import assign, call, doc, method, parse
 
 RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())
 LARGEST = 12
@@ -84,7 +84,6 @@ class Forward:
         self.inputs = inputs(program, self.state) if wanted is None else classes.data
         self.returned = outputs(program) if wanted is None else wanted
         self.bound: dict[str, fx.Node] = {}
-        self.written: list[str] = []
         self.writer = Writer(Scope(self.operand, self.literal, self.dtype, self.device))
         self.steps = self._steps()
         self.segments = self._only_in_training()
@@ -124,7 +123,11 @@ class Forward:
                     own += self._statements(step)
             if segment is not None:
                 body.append(ast.If(parse("self.training"), own, []))
-        return method(name, map(ast.arg, self.names), [*self._sizes_first(), *body])
+        said = [doc(f"Ops without a name in torch's Python: {', '.join(raw)}.")] if (raw := self._raw_ops()) else []
+        return method(name, map(ast.arg, self.names), [*said, *self._sizes_first(), *body])
+
+    def _raw_ops(self) -> list[str]:
+        return sorted({str(n.target) for n in self.writer.raw})
 
     def _only_in_training(self) -> dict[int, int]:
         """Steps that eval mode leaves out, by the number of their run; only where what others read instead is known."""
@@ -511,8 +514,6 @@ class Forward:
             made = self.writer(item)
         except ExportError as error:
             raise error if error.where else ExportError(error.what, where=describe(item), todo=TODO) from None
-        if self.writer.fallback:
-            self.written.append(op_name(item))
         if (scaled := item.meta.get("scaled_by")) is not None:
             assert isinstance(made, ast.Call)
             self._scale(item, made, scaled)

@@ -55,8 +55,19 @@ FUNCTIONS = frozenset("addmm baddbmm addbmm addmv bmm mm where outer cross isin 
 """Ops that read better as functions than as methods."""
 SIZED = frozenset("view reshape expand permute repeat".split())
 """Methods that take a list of numbers as arguments."""
+FAMILIES = frozenset({"linalg", "fft", "special"})
+"""Modules of torch whose functions have their name before them as ops."""
 SKIPPED = frozenset({"layout", "pin_memory", "device", "cudnn_enable", "cudnn_enabled", "implicit", "non_blocking"})
-UNSAFE = {"_unsafe_view": "reshape", "_softmax": "softmax", "split_with_sizes": "split", "_to_copy": "to"}
+UNSAFE = {
+    "_unsafe_view": "reshape",
+    "_softmax": "softmax",
+    "split_with_sizes": "split",
+    "_to_copy": "to",
+    "_upsample_bilinear2d_aa": "upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa": "upsample_bicubic2d_aa",
+    "_upsample_nearest_exact1d": "upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d": "upsample_nearest_exact2d",
+}
 
 
 @dataclass
@@ -124,7 +135,7 @@ class Writer:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.fallback = False
+        self.raw: list[fx.Node] = []
 
     def __call__(self, node: fx.Node) -> ast.expr:
         """An expression that computes a node.
@@ -132,7 +143,6 @@ class Writer:
         Raises:
             ExportError: an op of another package.
         """
-        self.fallback = False
         if node.target is operator.getitem:
             return ast.Subscript(self._value(node, ("args", 0), node.args[0]), ast.Constant(int(str(node.args[1]))))
         special = getattr(self, f"_{name_of(node).replace('.', '_')}", None)
@@ -233,10 +243,13 @@ class Writer:
                 if isinstance(positional[0], ast.List) and _takes_any(getattr(functions, name)):
                     positional = positional[0].elts + positional[1:]
                 return call(f"{prefix}.{name}", positional, keywords)
+        family, _, rest = name.partition("_")
+        if family in FAMILIES and hasattr(getattr(torch, family), rest):
+            return call(f"torch.{family}.{rest}", *_apart(order, args, schema))
         return self._raw(node)
 
     def _raw(self, node: fx.Node) -> ast.expr:
-        self.fallback = True
+        self.raw.append(node)
         args = [self._value(node, ("args", i), a) for i, a in enumerate(node.args)]
         keywords = {
             k: self._value(node, ("kwargs", k), v) for k, v in node.kwargs.items() if k not in ("layout", "pin_memory")
@@ -388,10 +401,36 @@ class Writer:
     def _alias(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
         return self._value(node, *given["self"])
 
-    def _upsample_bicubic2d(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
-        return self._raw(node)
+    def _upsample(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
+        if not overload_is(node, "vec"):
+            return self._raw(node)
+        name = name_of(node).removeprefix("upsample_")
+        args = self._expressions(node, given)
+        sized = given.get("output_size", (None, None))[1] is not None
+        more = {"size": args["output_size"]} if sized else {"scale_factor": args["scale_factors"]}
+        kind = name.removesuffix("_aa").rstrip("123d").replace("_", "-")
+        more["mode"] = ast.Constant(kind)
+        if "align_corners" in args and given["align_corners"][1]:
+            more["align_corners"] = args["align_corners"]
+        if name.endswith("_aa"):
+            more["antialias"] = ast.Constant(True)
+        return call("F.interpolate", [args["input"]], more)
 
-    _upsample_bilinear2d = _upsample_nearest2d = _upsample_linear1d = _upsample_nearest1d = _upsample_bicubic2d
+    _upsample_bicubic2d = _upsample_bilinear2d = _upsample_nearest2d = _upsample_linear1d = _upsample
+    _upsample_nearest1d = _upsample_trilinear3d = _upsample_nearest3d = _upsample
+    _upsample_bilinear2d_aa = _upsample_bicubic2d_aa = _upsample_nearest_exact1d = _upsample_nearest_exact2d = _upsample
+
+    def _im2col(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
+        args = self._expressions(node, given)
+        return call("F.fold" if name_of(node) == "col2im" else "F.unfold", list(args.values()))
+
+    _col2im = _im2col
+
+    def _nonzero_numpy(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
+        return call(ast.Attribute(self._value(node, *given["self"]), "nonzero"), [], {"as_tuple": ast.Constant(True)})
+
+    def _log_sigmoid(self, node: fx.Node, given: dict[str, tuple[Path, Any]]) -> ast.expr:
+        return call("F.logsigmoid", [self._value(node, *given["self"])])
 
 
 def _apart(order: list[str], args: dict[str, ast.expr], schema: Any) -> tuple[list[ast.expr], dict[str, ast.expr]]:

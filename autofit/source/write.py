@@ -19,7 +19,7 @@ from autofit.measure import Spread
 from autofit.monomial import Monomial
 from autofit.multiply import multiply
 from autofit.plan import Plan
-from autofit.program import LAYER_INDEX
+from autofit.program import LAYER_INDEX, op_name
 from autofit.roles import Roles
 from autofit.source.buffers import Buffers
 from autofit.source.calls import CONSTANT, Call, call_tree, mark_leaves
@@ -158,7 +158,7 @@ def _file(
             wanted = _tensors(output.args) if program is root else None
             forward = Forward(classes, made, program, i, wanted)
             methods.append(forward.write("forward" if i == 0 else f"forward_{i + 1}"))
-            fallbacks += [(made.name, op) for op in forward.written]
+            fallbacks += [(made.name, op_name(n)) for n in forward.writer.raw]
         init = Content(classes, made, stacks).write()
         if made.is_root and parametrization is not None:
             settle_growths(parametrization, classes)

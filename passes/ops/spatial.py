@@ -210,6 +210,7 @@ RULES: dict[str, Rule] = {
     **{f"aten.upsample_{n}.vec": pooling for n in ("nearest2d", "bilinear2d")},
     "aten._upsample_bilinear2d_aa": pooling,
     "aten._upsample_bicubic2d_aa": pooling,
+    **{f"aten._upsample_nearest_exact{n}": pooling for n in ("1d", "2d", "3d")},
     "aten.reflection_pad1d": pooling,
     "aten.reflection_pad2d": pooling,
     "aten.replication_pad2d": pooling,
