@@ -20,7 +20,7 @@ from typing import Any
 
 import zoo
 
-ROWS = zoo.ROOT / "docs" / "exports.jsonl"
+ROWS = zoo.EXPORTS
 PAGE = zoo.ROOT / "docs" / "exports.md"
 CHECK = """
 import importlib.util, sys
@@ -144,28 +144,7 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     yield "muified and exported, and the file is run in a process that can import neither autofit nor transformers,"
     yield "on the model's state and a random input; done means that all outputs agree to 1e-5 of their largest value."
     yield ""
-    yield "| source | asked | done | exact | node for node | with ops by ATen name | median lines | median seconds |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for source in sorted({s for s, _ in rows}):
-        mine = [
-            r
-            for (s, _), r in rows.items()
-            if s == source and r["stage"] not in ("no model class", "no forward", "build", "plan")
-        ]
-        done = [r for r in mine if r["stage"] == "done"]
-        if not done:
-            continue
-        exact = sum(r["difference"] == 0 for r in done)
-        nodes = sum(r["shown"] == "node for node" for r in done)
-        fallback = sum(bool(r["fallbacks"]) for r in done)
-        lines = sorted(r["lines"] for r in done)[len(done) // 2]
-        seconds = sorted(r["seconds"] for r in done)[len(done) // 2]
-        share = f"{len(done)} ({100 * len(done) / len(mine):.1f} %)"
-        yield f"| {source} | {len(mine)} | {share} | {exact} | {nodes} | {fallback} | {lines} | {seconds} |"
-    yield ""
-    blocks = sum(r["classes"] for r in rows.values() if r["stage"] == "done")
-    raw = sum(len({c for c, _ in r["fallbacks"]}) for r in rows.values() if r["stage"] == "done")
-    yield f"Classes in all files: {blocks}, of them with an op by its ATen name: {raw}."
+    yield from zoo.exports(rows)
     yield ""
     ops = Counter(op for r in rows.values() for _, op in r.get("fallbacks", ()))
     if ops:

@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 ROWS = ROOT / "docs" / "coverage.jsonl"
 PAGE = ROOT / "docs" / "coverage.md"
+EXPORTS = ROOT / "docs" / "exports.jsonl"
 SOURCES = ("transformers", "plain", "timm", "torchvision")
 VISION = ("timm", "torchvision")
 OPTIONS = {"frozen": "plan", "unused": "freeze"}
@@ -366,6 +367,10 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
         if mine:
             yield _summary(source, mine)
     yield from _times(rows)
+    yield "\n## Source export\n"
+    yield "`docs/exports.md` says how it was done and lists the types that do not export."
+    yield ""
+    yield from exports(read(EXPORTS))
     for source in SOURCES:
         refused = [r for (s, _), r in rows.items() if s == source and buildable(r) and not planned(r)]
         wrong = [r for (s, _), r in rows.items() if s == source and planned(r) and not _right(r)]
@@ -377,6 +382,47 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
                 yield "|---|---|---|"
                 for row in group:
                     yield f"| {row['name']} | {row['stage']} | {_reason(row)} |"
+
+
+REASONS = {
+    "other outputs, here or in a fresh process": r"computes something|draws random|gives \d+ tensors|^differs$|^run$",
+    "the file cannot be captured again": r"cannot be captured again|does not run",
+    "a buffer of unknown origin": r"how the buffer",
+    "an op that is none of torch's own": r"not an op of torch alone|another package|vmap over",
+    "a multiplier inside a weight": r"holds a multiplier",
+    "no time or memory left": r"timeout|died",
+}
+
+
+def exports(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
+    """What became of source export: a line a source, blocks with ops by their ATen name, and reasons."""
+    asked = [r for r in rows.values() if r["stage"] not in ("no model class", "no forward", "build", "plan")]
+    yield "| source | asked | done | exact | node for node | with ops by ATen name | median lines | median seconds |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for source in sorted({r["source"] for r in asked}):
+        mine = [r for r in asked if r["source"] == source]
+        done = [r for r in mine if r["stage"] == "done"]
+        exact = sum(r["difference"] == 0 for r in done)
+        nodes = sum(r["shown"] == "node for node" for r in done)
+        raw = sum(bool(r["fallbacks"]) for r in done)
+        share = f"{len(done)} ({100 * len(done) / len(mine):.1f} %)"
+        lines, seconds = median(r["lines"] for r in done), median(r["seconds"] for r in done)
+        yield f"| {source} | {len(mine)} | {share} | {exact} | {nodes} | {raw} | {lines:.0f} | {seconds:.1f} |"
+    done = [r for r in asked if r["stage"] == "done"]
+    blocks, raw = sum(r["classes"] for r in done), sum(len({c for c, _ in r["fallbacks"]}) for r in done)
+    yield ""
+    yield f"Classes in all files: {blocks}, of them with an op by its ATen name: {raw} ({100 * raw / blocks:.1f} %)."
+    counts = Counter(_kind(r) for r in asked if r["stage"] != "done")
+    yield ""
+    yield "| why not | types |"
+    yield "|---|---|"
+    for kind, count in counts.most_common():
+        yield f"| {kind} | {count} |"
+
+
+def _kind(row: dict[str, Any]) -> str:
+    told = row.get("reason", "") if row["stage"] == "export" else row["stage"]
+    return next((kind for kind, pattern in REASONS.items() if re.search(pattern, told)), "others")
 
 
 def _times(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:

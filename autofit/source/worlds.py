@@ -263,7 +263,7 @@ def see(model: nn.Module, growth: Growth) -> Worlds:
     first = first_world(model, growth)
     plain, example = first.model, growth.dims.program.example
     dims, twin = growth.dims, twins(first, growth.dims.program)
-    notes: list[str] = []
+    notes = ["forward looks at values: the source is the path that this example takes"] * first.program.recorded
     worlds: list[World] = []
     symbols: dict[str, int] = {}
     for i, (size, changed, other) in enumerate(_resized(example, first.program, dims)):
