@@ -117,7 +117,7 @@ class Forward:
             steps = list(part)
             if segment is not None:
                 self.at = steps[0][0]
-                body += self._instead([s for _, s in steps], steps[-1][0])
+                body += self._instead([s for _, s in steps])
             for self.at, step in steps:
                 if step.into is None:
                     own += self._statements(step)
@@ -151,7 +151,7 @@ class Forward:
         read = {n for s in self.steps if id(s) not in inside for n in (*s.reads, *s.sizes)}
         return [n for s in run for n in s.results if n in read]
 
-    def _instead(self, run: list[Step], last: int) -> Iterator[ast.stmt]:
+    def _instead(self, run: list[Step]) -> Iterator[ast.stmt]:
         """Before what is done in training only: the values that are read in its place."""
         ev = self.classes.worlds.evaluation
         assert ev is not None
