@@ -32,11 +32,12 @@ class Recurrent(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.LSTM(width, width, layers, batch_first=True, dropout=0.1)
+        self.norm = nn.LayerNorm(width)
         self.decoder = nn.Linear(width, vocabulary)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         hidden, _ = self.rnn(self.embed(input_ids))
-        return self.decoder(hidden)
+        return self.decoder(self.norm(hidden))
 
 
 class Residual(nn.Module):

@@ -163,9 +163,9 @@ class Imagined(World):
 
     def setting(self, path: str, key: str, part: int | None = None) -> Any:
         value = self.settings.get((path, key), super().setting(path, key, part))
-        if part is not None or not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool):
             return value
-        for name, axis in sized_by(self._module(path), key, value):
+        for name, axis in sized_by(self._module(path), key, value, part):
             if (cell := self._parameter_axis(f"{path}.{name}" if path else name, axis)) is not None:
                 return value * self.of(cell) // cell.size
         return value
@@ -179,14 +179,16 @@ SHAPED = frozenset(
 )
 
 
-def sized_by(module: nn.Module | None, key: str, value: int) -> list[tuple[str, int]]:
+def sized_by(module: nn.Module | None, key: str, value: int, part: int | None = None) -> list[tuple[str, int]]:
     """Axes of a module's parameters that are as long as a setting says, those of that very size first."""
     leaf = None if module is None else constructor(module)
     if leaf is None or module is None:
         return []
+    whole = leaf.settings[key]
+    double = 2 * value if part is None else (*whole[:part], 2 * value, *whole[part + 1 :])
     try:
         with torch.device("meta"):
-            other = getattr(nn, leaf.name)(**{**leaf.settings, key: 2 * value})
+            other = getattr(nn, leaf.name)(**{**leaf.settings, key: double})
     except Exception:
         return []
     mine, theirs = dict(module.named_parameters()), dict(other.named_parameters())
