@@ -19,7 +19,7 @@ from autofit.bases import read_base
 from autofit.capture import capture, outputs
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
-from autofit.errors import AutofitError, BaseError, LoweringError, PlanError
+from autofit.errors import AutofitError, BaseError, ExportError, LoweringError, PlanError
 from autofit.graphform import graph_form
 from autofit.growth import Growth
 from autofit.measure import Spread, spreads
@@ -270,14 +270,20 @@ class Analysis:
                 is not the model.
             LoweringError: a form whose multipliers are in weights.
         """
-        made = export(
-            self.model,
-            self.roles,
-            self.plan,
-            self.spreads,
-            init_constants(self.model),
-            multipliers=multipliers,
-        )
+        try:
+            made = export(
+                self.model,
+                self.roles,
+                self.plan,
+                self.spreads,
+                init_constants(self.model),
+                multipliers=multipliers,
+            )
+        except AutofitError:
+            raise
+        except Exception as error:
+            told = f"the source of {type(self.model).__name__} cannot be written: {type(error).__name__}: {error}"
+            raise ExportError(told, todo="please report it with this model") from error
         if path is not None:
             Path(path).write_text(made.text, encoding="utf-8")
         return made

@@ -32,12 +32,11 @@ class Recurrent(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.LSTM(width, width, layers, batch_first=True, dropout=0.1)
-        self.norm = nn.LayerNorm(width)
         self.decoder = nn.Linear(width, vocabulary)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         hidden, _ = self.rnn(self.embed(input_ids))
-        return self.decoder(self.norm(hidden))
+        return self.decoder(hidden)
 
 
 class Residual(nn.Module):
@@ -802,3 +801,21 @@ def test_a_buffer_that_python_computed_is_written_as_its_values() -> None:
     x = torch.randn(4, 100)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
     assert again.order.dtype == torch.int64
+
+
+class Normed(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(5, width), nn.LayerNorm((width,)), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.stem(x)).relu())
+
+
+def test_a_setting_by_axis_follows_the_width() -> None:
+    made, model, again = exported_from(Normed, torch.randn(2, 5))
+    wide = load(made.text).build(stem_width=64)
+    assert wide.norm.normalized_shape == (64,)
+    x = torch.randn(4, 5)
+    assert wide(x).shape == (4, 3)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
