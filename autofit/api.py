@@ -248,7 +248,7 @@ class Analysis:
         elif not lowering.is_muified(self.model):
             raise LoweringError("this model is baked itself", todo="load_state_dict loads a baked checkpoint into it")
         else:
-            self.model.load_state_dict(lowering.unbaked(state, self.model, lowering.every_fold(self.plan, todo)))
+            self.model.load_state_dict(lowering.unbaked(state, self.model, self.plan, todo))
         return self.model
 
     def export(self, path: str | os.PathLike[str] | None = None, *, multipliers: bool = True) -> Source:

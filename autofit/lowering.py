@@ -306,14 +306,16 @@ def unbake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
         multiply(model.get_parameter(fold.parameter), fold, 1 / fold.factor)
 
 
-def unbaked(state: Mapping[str, torch.Tensor], model: nn.Module, folds: Iterable[Fold]) -> dict[str, torch.Tensor]:
+def unbaked(
+    state: Mapping[str, torch.Tensor], model: nn.Module, plan: Plan, folds: Iterable[Fold]
+) -> dict[str, torch.Tensor]:
     """The state of a baked model as that of the same model with its multipliers in forward.
 
     Raises:
         LoweringError: a name that a multiplier is in is not there, or the checkpoint was untied.
     """
     made = dict(state)
-    todo = list(folds)
+    todo = every_fold(plan, folds)
     require_tied(todo)
     names: dict[Any, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):

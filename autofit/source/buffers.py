@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import copy
+import hashlib
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class Buffer:
         """Equal for buffers that are made alike; where that is not known, of equal values."""
         if self.text is not None or self.value.is_meta:
             return self.text
-        return repr(self.value.cpu().tolist()) if self.origin is None else self.origin.skeleton
+        return hashlib.sha256(_bytes(self.value)).hexdigest() if self.origin is None else self.origin.skeleton
 
 
 class Buffers:
@@ -333,8 +334,7 @@ def by_bytes(value: torch.Tensor) -> list[ast.stmt] | None:
     """The body of a function that has a buffer's values as packed bytes; ``None`` where these are too many."""
     if value.is_meta:
         return None
-    flat = value.detach().cpu().contiguous().flatten()
-    packed = base64.b85encode(zlib.compress(flat.view(torch.uint8).numpy().tobytes(), 9)).decode()
+    packed = base64.b85encode(zlib.compress(_bytes(value), 9)).decode()
     if len(packed) > PACKED:
         return None
     lines = ast.List([ast.Constant(packed[i : i + 100]) for i in range(0, len(packed), 100)])
@@ -342,6 +342,12 @@ def by_bytes(value: torch.Tensor) -> list[ast.stmt] | None:
     dtype, shape = parse(str(value.dtype)), ast.Tuple([ast.Constant(n) for n in value.shape])
     made = parse("torch.frombuffer(_raw, dtype=_dtype).reshape(_shape)", _raw=raw, _dtype=dtype, _shape=shape)
     return [ast.Return(made)]
+
+
+def _bytes(value: torch.Tensor) -> bytes:
+    flat = value.detach().cpu().contiguous().flatten()
+    made: bytes = flat.view(torch.uint8).numpy().tobytes()
+    return made
 
 
 def _twice(half: ast.expr, size: ast.expr) -> ast.expr:

@@ -17,7 +17,7 @@ from autofit.source.calls import CONSTANT, SIZES, Call, Leaf, components, constr
 from autofit.source.names import distinct, identifier, is_name
 from autofit.source.numbers import Formula, Solver, Vector, constant
 from autofit.source.ops import CREATING, Path, argument, is_number, literals, name_of
-from autofit.source.worlds import Worlds
+from autofit.source.worlds import Worlds, dtypes
 
 Place = tuple[Any, ...]
 """Where a number is in a class: of an op, of a shape, of an argument of an inner module."""
@@ -115,10 +115,12 @@ class Classes:
                     self._bring_sizes((*around, item))
                 here += outputs(item)
                 continue
-            wanted = self._dtypes(item)
-            known = any(wanted == self._dtype(n) for n in here) if wanted else here
+            wanted = self._follows(item)
+            known = any(wanted == dtypes(n, self.worlds.half) for n in here) if wanted else here
             if not known and not held and name_of(item) in CREATING:
-                source = next((n for n in self._before(around, item) if wanted in (None, self._dtype(n))), None)
+                source = next(
+                    (n for n in self._before(around, item) if wanted in (None, dtypes(n, self.worlds.half))), None
+                )
                 if source is not None:
                     item.meta[SIZES] = (source,)
                     here.append(source)
@@ -134,17 +136,11 @@ class Classes:
                             here.append(source)
             here.append(item)
 
-    def _dtypes(self, node: fx.Node) -> tuple[torch.dtype, torch.dtype] | None:
-        """What an op makes in the model's dtype and in half precision, where these are told and differ."""
-        half = self.worlds.half
+    def _follows(self, node: fx.Node) -> tuple[torch.dtype | None, torch.dtype | None] | None:
+        """The dtypes of what an op makes, where it is told one that follows the model's."""
         given = [v for v in (*node.args, *node.kwargs.values()) if isinstance(v, torch.dtype)]
-        found = self._dtype(node)
-        return found if given and half is not None and found is not None and found[0] != found[1] else None
-
-    def _dtype(self, node: fx.Node) -> tuple[torch.dtype, torch.dtype] | None:
-        half = self.worlds.half
-        both = (node.meta.get("val"), half.at[node].meta.get("val") if half is not None and node in half.at else None)
-        return (both[0].dtype, both[1].dtype) if all(isinstance(v, torch.Tensor) for v in both) else None  # type: ignore[union-attr]
+        mine, theirs = dtypes(node, self.worlds.half)
+        return (mine, theirs) if given and theirs is not None and mine != theirs else None
 
     def _around(self, vector: Vector, around: tuple[Call, ...], node: fx.Node) -> fx.Node | None:
         """A value in the scope of an outer call that has a size."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from autofit.errors import AutofitError
 from autofit.program import op_name
 from autofit.roles import Roles
 from autofit.source.ops import literals
@@ -32,7 +33,10 @@ def scale_fields(model: nn.Module, roles: Roles, where: str | None) -> tuple[tup
     if not mine or not hasattr(config, "to_dict"):
         return ()
     factor = mine[0].multiplier
-    first = first_world(model, roles.growth)
+    try:
+        first = first_world(model, roles.growth)
+    except AutofitError:  # then no field is shown, and the refusal itself stands
+        return ()
     at = {name: n for n, name in twins(first, roles.growth.dims.program).items()}
     alike = [s for s in roles.sites if s.kind == mine[0].kind and s.multiplier == factor]
     paths = {at[n.name] for s in alike for path in s.paths for n in path if n.name in at}

@@ -23,6 +23,7 @@ from autofit.source.names import arguments, distinct, identifier, statement
 from autofit.source.numbers import Formula, Term, listed
 from autofit.source.ops import Path, Scope, Writer, literals, name_of
 from autofit.source.syntax import assign, call, doc, method, parse
+from autofit.source.worlds import dtypes
 
 RANDOM = frozenset(f"aten.{n}" for n in "dropout bernoulli rand rand_like randn randn_like native_dropout".split())
 LARGEST = 12
@@ -638,12 +639,7 @@ class Forward:
         if other == value or not isinstance(other, torch.dtype):
             return parse(str(value))
         for name, bound in self.bound.items():
-            mine, theirs = bound.meta.get("val"), half.at[bound].meta.get("val") if bound in half.at else None
-            if (
-                isinstance(mine, torch.Tensor)
-                and isinstance(theirs, torch.Tensor)
-                and (mine.dtype, theirs.dtype) == (value, other)
-            ):
+            if dtypes(bound, half) == (value, other):
                 return ast.Attribute(ast.Name(name), "dtype")
         return ast.Attribute(self._some_state(), "dtype")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree
 
-from autofit.capture import capture, untouched
+from autofit.capture import capture, outputs
 from autofit.errors import AutofitError, ExportError
+from autofit.examples import Example
 from autofit.program import Program, op_name
 from autofit.source.ops import SKIPPED
 from autofit.source.pairing import COPYING
@@ -89,17 +89,17 @@ def prove(
 
 def _compare(model: nn.Module, lowered: Program, again: nn.Module) -> None:
     """Outputs in eval mode, on the example with other numbers in the place of its zeros."""
-    with untouched(model), warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         example = lowered.example.filled()
         try:
-            model.eval()(*example.args, **example.kwargs)
+            wanted = _with_seed(0, model, example)
         except Exception:  # not every integer input may be 1
             example = lowered.example.filled(integers=False)
-        args, kwargs = example.args, example.kwargs
-        names = named_inputs(model, lowered, args, kwargs)
-        wanted, other = (_with_seed(seed, model.eval(), *args, **kwargs) for seed in (0, 1))
-        found, another = (_with_seed(seed, again.eval(), **names) for seed in (0, 1))
+            wanted = _with_seed(0, model, example)
+        other = _with_seed(1, model, example)
+        named = Example((), named_inputs(model, lowered, example.args, example.kwargs))
+        found, another = (_with_seed(seed, again, named) for seed in (0, 1))
     if _alike(wanted, other) and not _alike(found, another):
         raise ExportError(
             "in eval mode the exported file draws random numbers, and the model does not",
@@ -114,17 +114,13 @@ def _compare(model: nn.Module, lowered: Program, again: nn.Module) -> None:
         raise ExportError(f"the exported file gives {len(found)} tensors, the model {len(wanted)}")
 
 
-def _with_seed(seed: int, model: nn.Module, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+def _with_seed(seed: int, model: nn.Module, example: Example) -> list[torch.Tensor]:
     torch.manual_seed(seed)
-    return _tensors(model(*args, **kwargs))
+    return outputs(model, example)
 
 
 def _alike(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x.nan_to_num(0), y.nan_to_num(0)) for x, y in zip(a, b, strict=True))
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [t for t in _pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
 
 
 def _keys(program: Program, ids: dict[Any, int]) -> list[int]:

@@ -13,7 +13,7 @@ from torch import fx
 
 from autofit.program import module_path, op_name
 from autofit.source.calls import simplify
-from autofit.source.worlds import World, Worlds
+from autofit.source.worlds import World, Worlds, dtypes
 
 aten = torch.ops.aten
 ALIASES = frozenset(f"aten.{n}" for n in "alias lift_fresh_copy".split())
@@ -75,7 +75,7 @@ def _cast_to_values(first: World, half: World, others: list[World]) -> None:
         here = [n for n in before if module_path(n) == path]
         given = [i for n in here for i in n.all_input_nodes if i not in here]
         wanted = node.meta["val"].dtype, other.meta["val"].dtype
-        found = next((n for n in (*own, *given, *reversed(before)) if _dtypes(n, half) == wanted), None)
+        found = next((n for n in (*own, *given, *reversed(before)) if dtypes(n, half) == wanted), None)
         before.append(node)
         if found is not None and all(node in w.at and found in w.at for w in others):
             _cast_like(node, found)
@@ -86,11 +86,6 @@ def _cast_to_values(first: World, half: World, others: list[World]) -> None:
 
 def _cast_like(node: fx.Node, like: fx.Node) -> None:
     node.target, node.args, node.kwargs = aten.to.other, (node.args[0], like), {}
-
-
-def _dtypes(node: fx.Node, half: World) -> tuple[Any, Any]:
-    mine, theirs = node.meta.get("val"), half.at[node].meta.get("val") if node in half.at else None
-    return getattr(mine, "dtype", None), getattr(theirs, "dtype", None)
 
 
 def _uncast(node: fx.Node) -> fx.Node:

@@ -22,9 +22,9 @@ from autofit.errors import AutofitError
 from autofit.examples import Example
 from autofit.growth import Growth
 from autofit.program import Program, live, module_path, op_name
-from autofit.source.calls import Call, call_tree, constructor, simplify
+from autofit.source.calls import Call, call_tree, components, constructor, simplify
 from autofit.source.names import distinct, identifier
-from autofit.source.ops import Path, argument, is_number
+from autofit.source.ops import Path, argument
 from autofit.source.pairing import pair, pair_partly
 from autofit.source.unmap import unmap
 
@@ -85,6 +85,13 @@ class World:
             return self.model.get_submodule(path)
         except AttributeError:
             return None
+
+
+def dtypes(node: fx.Node, half: World | None) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """The dtype of a value of the first world, and what it is there in half precision; ``None`` where it has none."""
+    mine = node.meta.get("val")
+    theirs = half.at[node].meta.get("val") if half is not None and node in half.at else None
+    return getattr(mine, "dtype", None), getattr(theirs, "dtype", None)
 
 
 @dataclass(frozen=True)
@@ -438,18 +445,16 @@ def _imagined(first: World, growth: Growth, twin: Mapping[fx.Node, str]) -> Iter
         taken.add(name)
         sizes = dict.fromkeys(cells, 2 * size)
         at = {n: n for n in first.program.graph.nodes}
-        yield (
-            name,
-            size,
-            Imagined(first.model, first.program, first.root, {name: 2 * size}, at, {}, set(), dims, twin, sizes),
-        )
+        changed = {name: 2 * size}
+        world = Imagined(first.model, first.program, first.root, changed, at, dims=dims, twin=twin, sizes=sizes)
+        yield name, size, world
     for path, module in first.model.named_modules():
         if isinstance(module, nn.RNNBase):
             name = distinct(f"{identifier(_last_word(path))}_layers", taken)
             taken.add(name)
             at, other = {n: n for n in first.program.graph.nodes}, {(path, "num_layers"): module.num_layers + 1}
             changed = {name: module.num_layers + 1}
-            world = Imagined(first.model, first.program, first.root, changed, at, {}, set(), dims, twin, {}, other)
+            world = Imagined(first.model, first.program, first.root, changed, at, dims=dims, twin=twin, settings=other)
             yield name, module.num_layers, world
 
 
@@ -496,9 +501,8 @@ def rebuilt(model: nn.Module, name: str, value: float, values: bool) -> nn.Modul
 def _traits(model: nn.Module) -> Any:
     """What a number of the configuration may change in a model: shapes, and the numbers that modules keep."""
     shapes = {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers())}
-    kept = {p: {k: v for k, v in vars(m).items() if is_number(v)} for p, m in model.named_modules()}
-    settings = {p: leaf.settings for p, m in model.named_modules() if (leaf := constructor(m)) is not None}
-    return shapes, kept, settings
+    kept = {p: {k: v for k, v in vars(m).items() if components(v)} for p, m in model.named_modules()}
+    return shapes, kept
 
 
 def _lengths(model: nn.Module) -> dict[str, int]:
