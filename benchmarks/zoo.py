@@ -390,7 +390,7 @@ REASONS = {
     "a buffer of unknown origin": r"how the buffer",
     "an op that is none of torch's own": r"not an op of torch alone|another package|vmap over",
     "a multiplier inside a weight": r"holds a multiplier",
-    "no time or memory left": r"timeout|died",
+    "time was up, or the process died": r"timeout|died",
 }
 
 
