@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autofit.api import Analysis, analyze, muify
+    from autofit.checking import Check, check
     from autofit.deferred import deferred_init
     from autofit.errors import (
         AutofitError,
@@ -43,6 +44,8 @@ _HOME = {
         ),
         "autofit.errors",
     ),
+    "Check": "autofit.checking",
+    "check": "autofit.checking",
     "Knob": "autofit.tunables",
     "Plan": "autofit.plan",
     "Tunables": "autofit.tunables",
@@ -57,6 +60,7 @@ __all__ = [
     "AutofitError",
     "BaseError",
     "CaptureError",
+    "Check",
     "DimensionError",
     "ExampleError",
     "Knob",
@@ -69,6 +73,7 @@ __all__ = [
     "Tunables",
     "VerificationError",
     "analyze",
+    "check",
     "deferred_init",
     "measure_optimizer",
     "muify",

@@ -59,7 +59,7 @@ def reaching_output(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
     """Names of nodes with a differentiable path to an output on which no value has a growing axis."""
     found: set[str] = set()
     for node in reversed(list(dims.program.graph.nodes)):
-        if node.op == "output" or not _is_float(node):
+        if node.op == "output" or not is_float(node):
             continue
         if any(grows(c) for c in flat_cells(dims.of.get(node.name, ()))):
             continue
@@ -72,7 +72,7 @@ def behind(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
     """Names of nodes that are differentiable in some value with a growing axis."""
     found: set[str] = set()
     for node in dims.program.graph.nodes:
-        if dims.origin.get(node.name) == "data" and _is_float(node):
+        if dims.origin.get(node.name) == "data" and is_float(node):
             before = [n for n in node.all_input_nodes if dims.origin.get(n.name) == "data"]
             wide = any(grows(c) for c in flat_cells(dims.of.get(node.name, ())))
             if wide or any(n.name in found for n in before):
@@ -80,7 +80,8 @@ def behind(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
     return found
 
 
-def _is_float(node: fx.Node) -> bool:
+def is_float(node: fx.Node) -> bool:
+    """Whether a value has, or its parts have, real or complex numbers."""
     value = node.meta.get("val")
     values = value if isinstance(value, tuple | list) else [value]
     return any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
@@ -171,7 +172,7 @@ class Flow:
         if node.op != "call_function":
             return None
         name = op_name(node)
-        operands = [n for n in node.all_input_nodes if _is_float(n)]
+        operands = [n for n in node.all_input_nodes if is_float(n)]
         if name == "getitem" or name in STRUCTURAL or name in CASTS:
             return (operands[0], None) if operands else None
         if name in ("aten.mean", "aten.sum", "aten.cat", "aten.stack") and len(operands) == 1:

@@ -39,6 +39,8 @@ class ParameterPlan:
         gradient: what takes its gradient to unit scale, where a scheme asks for that.
         zeros: axis, and runs along it that start at zero.
         init_layers: what its initial std is divided by the root of, for depth: the number of layers, or twice that.
+        law_growth: factor by which the law of its initial values alone makes the base's std larger than the one here.
+        drawn: whether its initial values become those of its rule; else they stay as the model has them.
         init_fan, init_gain: size whose root its initial std falls with, and what it is times that root; else 0.
     """
 
@@ -68,6 +70,8 @@ class ParameterPlan:
     init_layers: float = 1.0
     init_fan: float = 0.0
     init_gain: float = 0.0
+    law_growth: float = 1.0
+    drawn: bool = True
 
     @property
     def ratios(self) -> dict[str, float]:

@@ -230,10 +230,15 @@ def _groups(plan: Plan) -> Group:
 
 def render(plan: Plan, roles: Roles, width: int | None = None) -> str:
     """The report as plain text."""
+    return printed(renderables(plan, roles), width)
+
+
+def printed(pieces: Iterable[RenderableType], width: int | None = None) -> str:
+    """What a terminal would show, as plain text."""
     console = Console(
         file=io.StringIO(), width=width or Console().width, color_system=None, markup=False, highlight=False
     )
-    console.print(Group(*renderables(plan, roles)))
+    console.print(Group(*pieces))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
 

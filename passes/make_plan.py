@@ -139,7 +139,7 @@ class MakePlan:
                 todo="pass frozen='keep' for pretrained weights (adapters, LoRA), or frozen='plan' for frozen copies "
                 "and random features",
             )
-        return replace(p, init_factor=1.0, zeros=None) if self.frozen == "keep" else p
+        return replace(p, init_factor=1.0, zeros=None, drawn=False) if self.frozen == "keep" else p
 
     def _zeroed(self, roles: Roles) -> set[str]:
         if self.init == "keep":
@@ -235,7 +235,7 @@ class MakePlan:
         knob = self._knob(r, roles)
         spread = self.spreads.get(r.parameter.name)
         alike = self.pooled.get(_fold(r.parameter.name, r.parameter.shape))
-        law, factor = Law("not measured", 1.0), 1.0
+        law, factor, drawn = Law("not measured", 1.0), 1.0, rule.init is not None
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
             if rule.init is not None:
@@ -245,9 +245,9 @@ class MakePlan:
                 elif r.fan_in > 1 or r.kind == "embedding":
                     factor /= (alike or spread).std or 1.0
         if self.init == "keep" or not (spread and spread.std) or r.parameter.name in roles.unused:
-            factor = 1.0
+            factor, drawn = 1.0, False
         if row == "vector" and spread is not None and abs(spread.mean) > 2 * spread.std:
-            factor = 1.0  # gains around one, decay rates: not a draw around zero
+            factor, drawn = 1.0, False  # gains around one, decay rates: not a draw around zero
         if self.init == "keep" and fold * knob.init != 1:
             self._check_values_may_change(f"a factor of {r.parameter.name}", r.where)
         factor *= fold * knob.init
@@ -265,6 +265,8 @@ class MakePlan:
             init_layers=law.layers,
             init_fan=law.fan,
             init_gain=law.gain,
+            law_growth=law.growth,
+            drawn=drawn,
             init_std=spread.std if spread else None,
             init_factor=factor,
             reason=r.reason,
@@ -291,6 +293,8 @@ class MakePlan:
         if own is not None and not r.tied:
             return 1 / own.multiplier
         first = next(iter(readouts.values()), None)
+        if any(site.where == r.where for site in readouts.values()):
+            first = None  # the bias of a readout, which no multiplier is behind
         behind = 1 / (first.multiplier * math.sqrt(roles.parameters[first.parameter].fan_out)) if first else 1.0
         looked_up = math.sqrt(r.parameter.shape[0]) if r.kind == "embedding" else 1.0
         return behind * looked_up * r.unit_gradient / multiplier
