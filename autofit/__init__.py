@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autofit.api import Analysis, analyze, muify
     from autofit.checking import Check, check
+    from autofit.coordinates import CoordCheck, coord_check
     from autofit.deferred import deferred_init
     from autofit.errors import (
         AutofitError,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from autofit.exponents import measure_optimizer
-    from autofit.narrow import Proxy, proxy
+    from autofit.narrow import Proxy, family, proxy
     from autofit.plan import Plan
     from autofit.tunables import Knob, Tunables
 
@@ -45,12 +46,15 @@ _HOME = {
         "autofit.errors",
     ),
     "Check": "autofit.checking",
+    "CoordCheck": "autofit.coordinates",
+    "coord_check": "autofit.coordinates",
     "check": "autofit.checking",
     "Knob": "autofit.tunables",
     "Plan": "autofit.plan",
     "Tunables": "autofit.tunables",
     "Proxy": "autofit.narrow",
     "deferred_init": "autofit.deferred",
+    "family": "autofit.narrow",
     "measure_optimizer": "autofit.exponents",
     "proxy": "autofit.narrow",
 }
@@ -61,6 +65,7 @@ __all__ = [
     "BaseError",
     "CaptureError",
     "Check",
+    "CoordCheck",
     "DimensionError",
     "ExampleError",
     "Knob",
@@ -74,7 +79,9 @@ __all__ = [
     "VerificationError",
     "analyze",
     "check",
+    "coord_check",
     "deferred_init",
+    "family",
     "measure_optimizer",
     "muify",
     "proxy",

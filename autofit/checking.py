@@ -21,7 +21,8 @@ from torch import fx, nn
 from autofit.api import Analysis
 from autofit.dims import Use
 from autofit.program import describe, fold_layers
-from autofit.propagation import ZERO, Propagation, Values
+from autofit.propagation import ZERO, Propagation, Sizes, Values
+from autofit.replay import Key, module_ends, named_uses
 from autofit.report import fold_names, printed
 from autofit.subject import Groups, Setting, Subject, edited, planned
 
@@ -176,6 +177,46 @@ def check(
     return _Judge(edited(model, example, base, optimizer, groups, lr)).answer()
 
 
+def updates(subject: Subject, propagation: Propagation, gradients: Mapping[fx.Node, float]) -> dict[str, float]:
+    """Growth of what one step changes in every parameter, with what multiplies it, by placeholder."""
+    found = {}
+    nodes = {n.name: n for n in propagation.dims.program.graph.nodes}
+    for name, s in subject.settings.items():
+        parameter = subject.roles.parameters[name].parameter
+        if parameter.node is None:
+            continue
+        uses = propagation.dims.uses_of(parameter)
+        shape = max((propagation.summed(u) + propagation.given(u) for u in uses), default=0.0)
+        start = subject.laws.parameters.get(parameter.node, 0.0)
+        more = {
+            "sgd": gradients.get(nodes[parameter.node], ZERO) + 2 * s.multiplier,
+            "adafactor": start if math.isfinite(start) else s.multiplier,
+            "orthogonal": s.multiplier - shape / 2,
+        }.get(s.optimizer.family, s.multiplier)
+        found[parameter.node] = s.rate + more
+    return found
+
+
+def predicted(subject: Subject, sizes: Sizes) -> dict[Key, tuple[float, float]]:
+    """Growth from the base, as natural logarithms, of what `autofit.replay.measure` measures after one small step.
+
+    Args:
+        subject: the model at its width.
+        sizes: terms of sums, measured at the base.
+    """
+    propagation = Propagation(subject.roles.growth, subject.laws, sizes)
+    values = propagation.values()
+    changes = propagation.changes(values, updates(subject, propagation, propagation.gradients(values)))
+    found: dict[Key, tuple[float, float]] = {
+        ("module", path): (values.of[n], changes.of[n]) for path, n in module_ends(propagation.dims.program).items()
+    }
+    for name, use in named_uses(propagation.dims):
+        term = next((t for t in propagation.terms(use.node, values) if t.operand is use.operand), None)
+        start = values.uses.get((use.parameter, use.node), values.of[use.operand])
+        found["parameter", name] = start, changes.of[use.operand] + (term.gain + term.changed if term else 0.0)
+    return found
+
+
 class _Judge:
     def __init__(self, subject: Subject) -> None:
         self.subject, self.roles = subject, subject.roles
@@ -207,7 +248,7 @@ class _Judge:
             trained = self.propagation.values(self.trained, values)
             early = self.propagation.gradients(values)
             late = self.propagation.gradients(trained, self.propagation.gradients(trained))
-            changes = self.propagation.changes(values, self.updates(values, late))
+            changes = self.propagation.changes(values, updates(self.subject, self.propagation, late))
             rows = [self.row(use, values, changes) for use in self.dims.uses if use.node.op == "call_function"]
             for site in self.roles.sites:
                 self.attention(site, trained)
@@ -253,25 +294,6 @@ class _Judge:
     def trained(self, use: Use, own: float) -> float:
         """What a weight gives once it was trained: nothing tends to zero any more."""
         return -self.subject.landing(use.node)
-
-    def updates(self, v: Values, gradients: Mapping[fx.Node, float]) -> dict[str, float]:
-        """Growth of what one step changes in every parameter, with what multiplies it, by placeholder."""
-        found = {}
-        nodes = {n.name: n for n in self.dims.program.graph.nodes}
-        for name, s in self.subject.settings.items():
-            node = self.roles.parameters[name].parameter.node
-            if node is None:
-                continue
-            uses = list(self.dims.uses_of(self.roles.parameters[name].parameter))
-            shape = max((self.propagation.summed(u) + self.propagation.given(u) for u in uses), default=0.0)
-            start = self.subject.laws.parameters.get(node, 0.0)
-            more = {
-                "sgd": gradients.get(nodes[node], ZERO) + 2 * s.multiplier,
-                "adafactor": start if math.isfinite(start) else s.multiplier,
-                "orthogonal": s.multiplier - shape / 2,
-            }.get(s.optimizer.family, s.multiplier)
-            found[node] = s.rate + more
-        return found
 
     def row(self, use: Use, v: Values, changes: Values) -> Row:
         """Exponents of one use, and what is wrong with them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +35,14 @@ class Proxy:
         parameters: number of them, in the target and here.
         flops: of one forward pass over the example, in the target and here, as torch counts them; ``None`` where the
             model's ops depend on values.
+        fresh: builds the same model again, with other initial values.
     """
 
     model: nn.Module = field(repr=False)
     changed: Mapping[str, tuple[Any, Any]]
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
+    fresh: Callable[[], nn.Module] = field(repr=False)
 
     def __str__(self) -> str:
         table = Table(box=None, pad_edge=False)
@@ -113,7 +115,41 @@ def proxy(
         for m in (target, model)
     ]
     counted = (flops[0], flops[1]) if flops[0] is not None and flops[1] is not None else None
-    return Proxy(model, kept, (large, little), counted)
+    return Proxy(model, kept, (large, little), counted, lambda: build({**fields, **changes}))
+
+
+def family(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    widths: Iterable[int],
+    depth: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Callable[[int], nn.Module]:
+    """What builds the same kind of model at several widths, for `autofit.coord_check`: proxies of one target.
+
+    Args:
+        source, example_inputs, arguments: as of `proxy`.
+        widths: none above the target's.
+        depth: of all of them, in layers; ``None`` is the target's.
+
+    Returns:
+        A function of the width; every call draws initial values anew.
+
+    Raises:
+        BaseError: as `proxy`.
+    """
+    made = {
+        width: proxy(source, example_inputs, width=width, depth=depth, arguments=arguments)
+        for width in sorted(set(widths))
+    }
+
+    def build(width: int) -> nn.Module:
+        if width not in made:
+            raise BaseError(f"this family has the widths {', '.join(map(str, made))}, and not {width}")
+        return made[width].fresh()
+
+    return build
 
 
 def _source(source: Any, arguments: Mapping[str, Any] | None) -> tuple[Callable[[Fields], nn.Module], Fields]:

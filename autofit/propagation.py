@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -68,6 +68,7 @@ class Term:
         operand: it.
         gain: growth of the derivative of one element by one.
         changed: growth of the number of aligned terms by which a change of it comes through.
+        noise: the same for a change that is aligned with nothing.
         back: growth of the number of terms in its gradient that are random at the start, and aligned later.
     """
 
@@ -75,8 +76,13 @@ class Term:
     gain: float
     changed: float = 0.0
     back: float = 0.0
+    noise: float | None = None
 
 
+Sizes = Mapping[tuple[str, str], tuple[float, float, float]]
+"""By node and operand: what the operand alone gives there, what its change alone changes, and what that would change if
+it were not aligned with the weights that it meets."""
+NOT_KNOWN = (0.0, 0.0, 0.0)
 Repair = Callable[[Use, float], float]
 """Given the use of a weight and the growth of what it gives: what should have been, for all that follows."""
 
@@ -84,8 +90,16 @@ Repair = Callable[[Use, float], float]
 class Propagation:
     """Growth of everything in one program."""
 
-    def __init__(self, growth: Growth, laws: Laws) -> None:
-        self.growth, self.dims, self.laws = growth, growth.dims, laws
+    def __init__(self, growth: Growth, laws: Laws, sizes: Sizes | None = None) -> None:
+        """For one program.
+
+        Args:
+            growth: its dimensions.
+            laws: growth of what it is given.
+            sizes: measured at the base. Where they are known, sums are those of the base's terms, each grown; else
+                they grow like the term that grows most, as in the limit.
+        """
+        self.growth, self.dims, self.laws, self.sizes = growth, growth.dims, laws, sizes or {}
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             if use.node.op == "call_function" and {"in", "index"} & set(use.kinds.values()):
@@ -146,7 +160,7 @@ class Propagation:
     def _value(self, node: fx.Node, v: Values, repair: Repair | None) -> float:
         name, operands = op_name(node), list(self.operands(node))
         if node in self.at:
-            total = ZERO
+            parts: list[tuple[fx.Node, float]] = []
             weights = {u.operand for u in self.at[node]}
             for use in self.at[node]:
                 own = v.of[use.operand] + self.summed(use) / 2
@@ -161,9 +175,10 @@ class Propagation:
                     elif use.partner is not None and math.isfinite(entered := self.entering(node, use.partner, v)):
                         v.weights[(node, use.operand)] = own - entered - self.summed(use) / 2
                 v.uses[(use.parameter, node)] = own
-                total = max(total, own)
+                parts.append((use.operand, own))
             partners = {u.partner for u in self.at[node]}
-            total = max([total, *(v.of[o] for o in operands if o not in weights and o not in partners)])
+            parts += [(o, v.of[o]) for o in operands if o not in weights and o not in partners]
+            total = self.together(node, parts, 0)
             return min(total, 0.0) if name in RECURRENT else total
         if node in self.products:
             p = self.products[node]
@@ -196,7 +211,24 @@ class Propagation:
             return 0.0
         if name in STRUCTURAL | CASTS or name in POSITIVE or name == "getitem":
             return entering[0]
-        return max(entering)
+        return self.together(node, zip(operands, entering, strict=True), 0)
+
+    def _through(self, node: fx.Node, term: Term) -> float:
+        """Growth of the number of terms by which a change comes through: some are aligned, as measured at the base."""
+        _, whole, noise = self.sizes.get((node.name, term.operand.name), NOT_KNOWN)
+        if term.noise is None or not whole:
+            return term.changed
+        apart = min(noise / whole, 1.0) ** 2
+        return math.log(apart * math.exp(2 * term.noise) + (1 - apart) * math.exp(2 * term.changed)) / 2
+
+    def together(self, node: fx.Node, terms: Iterable[tuple[fx.Node, float]], which: int) -> float:
+        """Growth of a sum of independent terms: of values (0) or of changes (1)."""
+        grown = list(terms)
+        sizes = [self.sizes.get((node.name, o.name), NOT_KNOWN)[which] for o, _ in grown]
+        if not any(sizes):
+            return max((g for _, g in grown), default=ZERO)
+        total = sum(s**2 * math.exp(2 * g) for s, (_, g) in zip(sizes, grown, strict=True) if s)
+        return math.log(total / sum(s**2 for s in sizes)) / 2 if total else ZERO
 
     def entering(self, node: fx.Node, operand: fx.Node, v: Values) -> float:
         """Growth of an operand as it enters a node."""
@@ -266,7 +298,7 @@ class Propagation:
         factor = self.laws.nodes.get(node.name, 0.0)
         for term in self._terms(node, v):
             more = factor + self.laws.edges.get((node.name, term.operand.name), 0.0)
-            yield Term(term.operand, term.gain + more, term.changed, term.back)
+            yield replace(term, gain=term.gain + more)
 
     def _terms(self, node: fx.Node, v: Values) -> Iterator[Term]:
         name, operands = op_name(node), list(self.operands(node))
@@ -282,6 +314,7 @@ class Propagation:
                         v.weights.get((node, use.operand), v.of[use.operand]),
                         spread,
                         0.0 if self.is_mixed(use) else out,
+                        into / 2,
                     )
                     edge = self.laws.edges.get((node.name, use.partner.name), 0.0)
                     yield Term(use.operand, v.of[use.partner] + edge, into)
@@ -368,14 +401,14 @@ class Propagation:
             if node.op != "call_function":
                 found.of[node] = updates.get(node.name, ZERO)
                 continue
-            total = ZERO
+            parts: list[tuple[fx.Node, float]] = []
             own = {u.operand: u.parameter for u in self.at.get(node, ())}
             for term in self.terms(node, v):
-                change = found.of[term.operand] + term.gain + term.changed
+                change = found.of[term.operand] + term.gain + self._through(node, term)
                 if term.operand in own:
                     found.uses[(own[term.operand], node)] = change
-                total = max(total, change)
-            found.of[node] = total
+                parts.append((term.operand, change))
+            found.of[node] = self.together(node, parts, 1)
         return found
 
 

@@ -269,8 +269,8 @@ class Fault:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def optimizer(model: Decoder, lr: float = 1e-3) -> torch.optim.Optimizer:
+def optimizer(model: Decoder, lr: float = 1e-3, decay: float = 0.1) -> torch.optim.Optimizer:
     """With its groups."""
     if model.o.optimizer == "sgd":
-        return torch.optim.SGD(groups(model, lr), lr=lr)
-    return torch.optim.AdamW(groups(model, lr), lr=lr)
+        return torch.optim.SGD(groups(model, lr, decay), lr=lr)
+    return torch.optim.AdamW(groups(model, lr, decay), lr=lr)
