@@ -103,7 +103,11 @@ class Check:
         for f in self.findings:
             alike.setdefault((f.what, f.message, f.todo), []).append(f)
         wrong = sum(group[0].severe for group in alike.values())
-        said = "right: what every parameter gives, and learns, keeps its size" if self.ok else f"wrong: {wrong} faults"
+        said = (
+            "right: what every parameter gives, and learns, keeps its size"
+            if self.ok
+            else f"wrong: {wrong} fault{'s' * (wrong != 1)}"
+        )
         yield Text(said, style="bold green" if self.ok else "bold red")
         yield Text(self.width)
         for group in alike.values():

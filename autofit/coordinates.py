@@ -162,7 +162,7 @@ def coord_check(
     except KeyboardInterrupt:
         interrupted = True
     lines, plain = (_with_predictions(_lines(found, w), subjects.get(w, {}), terms.get(w, {})) for w in (MUP, WITHOUT))
-    lines = _with_roles(lines, static)
+    lines, plain = (_with_roles(measured, static) for measured in (lines, plain))
     name = optimizer if isinstance(optimizer, str) else optimizer.__name__
     return CoordCheck(
         lines,
@@ -351,37 +351,35 @@ def _faults(lines: Iterable[Line], by_gradient: bool) -> tuple[Fault, ...]:
         if ln.start_slope is not None:
             low, high = STARTS.get(ln.role, (0.0, 0.0)) if ln.kind == "parameter" else (-math.inf, 0.0)
             wrong["start"] = ln.start_slope.beyond(low - TOLERANCE, high + TOLERANCE)
-        found += [Fault(ln, what, by, _cause(ln, what)) for what, by in wrong.items() if by]
-    return tuple(sorted(found, key=lambda f: -abs(f.excess)))
+        found += [Fault(ln, what, by, "") for what, by in wrong.items() if by]
+    found.sort(key=lambda f: -abs(f.excess))
+    return tuple(replace(f, cause=_cause(f, found)) for f in found)
 
 
-def _cause(line: Line, what: str) -> str:
+def _cause(fault: Fault, faults: Iterable[Fault]) -> str:
     """What usually gives such a slope."""
+    line = fault.line
     if line.kind == "module":
-        return "one of the parameters before it, or a factor in forward"
+        inside = [f.line.name for f in faults if f.line.kind == "parameter" and f.line.name.startswith(f"{line.name}.")]
+        return f"by {inside[0]}" if inside else "by what comes before it, or a factor in forward"
     if line.kind == "logits":
-        return "the scale of attention: 1/d where the head size d grows"
+        return "the scale of attention, which is 1/d where the head size d grows; or what gives its two sides"
     start, change = (s.value if s else 0.0 for s in (line.start_slope, line.change_slope))
-    faster = change > 0 if what == "change" else start > 0
-    if what == "start":
-        return (
-            "its initial values do not shrink with what it sums"
-            if faster
-            else "its initial values, or a factor on what it gives, shrink too much"
-        )
+    faster = (change if fault.what == "change" else start) > 0
+    sum_of = 0.5 if line.role == "output" else 0.0  # random terms at the start, aligned ones later
+    if min(abs(start), abs(change)) > TOLERANCE and abs(change - start - sum_of) < TOLERANCE:
+        missing = "the readout's 1/r is missing" if line.role == "output" else "a factor on what it gives grows"
+        twice = "the readout's 1/r is there twice" if line.role == "output" else "a factor on what it gives shrinks"
+        return missing if faster else twice
+    if fault.what == "start":
+        return "its initial values do not shrink with what it sums" if faster else "its initial values shrink too much"
     if line.role == "output":
-        return "the readout's 1/r is missing" if faster else "the readout's 1/r is there twice, or beside an lr/r"
+        return "its lr grows, or 1/r is missing" if faster else "its lr is divided by r beside the readout's 1/r"
     if line.role in ("hidden", "bottleneck"):
-        return (
-            "its lr is not divided by r, a scheduler overwrote it, or its gradients grow"
-            if faster
-            else "its lr is divided by r too often, or its gradients shrink below eps"
-        )
-    return (
-        "its lr grows, or its gradients do"
-        if faster
-        else "its lr is divided by r, as only hidden weights' should be, or its gradients shrink below eps"
-    )
+        faded = "its lr is divided by r too often, or its gradients shrink below eps"
+        return "its lr is not divided by r, a scheduler overwrote it, or its gradients grow" if faster else faded
+    faded = "its lr is divided by r, as only that of hidden weights should be, or its gradients shrink below eps"
+    return "its lr grows, or its gradients do" if faster else faded
 
 
 def _by_gradient(optimizer: torch.optim.Optimizer) -> bool:

@@ -8,6 +8,7 @@ from html import escape
 import torch
 
 from autofit.plots import draw
+from autofit.report import printed
 from autofit.slopes import Line, Slope, Slopes
 
 STYLE = """
@@ -79,7 +80,7 @@ def _faults(answer: Slopes) -> list[str]:
 def _static(answer: Slopes) -> list[str]:
     if answer.static is None or not answer.static.findings:
         return []
-    return ["<h2>The static check</h2>", f"<pre>{escape(str(answer.static))}</pre>"]
+    return ["<h2>The static check</h2>", f"<pre>{escape(printed(answer.static.renderables(), 100))}</pre>"]
 
 
 def _table(title: str, lines: tuple[Line, ...], answer: Slopes) -> list[str]:

@@ -130,7 +130,7 @@ class Slopes:
     def summary(self) -> list[str]:
         """The verdict, then what was run."""
         static = 0 if self.static is None else sum(f.severe for f in self.static.findings)
-        wrong = f"wrong: {len(self.faults)} slopes, and {static} findings of the static check"
+        wrong = f"wrong: faulty slopes: {len(self.faults)}, findings of the static check: {static}"
         lr = "" if self.lr is None else f", lr {self.lr:g}"
         widths = ", ".join(map(str, self.widths))
         said = ["right: nothing that is learned grows or fades with width" if self.ok else wrong]

@@ -91,8 +91,11 @@ def planned(found: Analysis, optimizer: str | type, groups: Groups | None, lr: f
 
     Raises:
         OptimizerError: an unknown optimizer, or groups of other parameters.
+        LoweringError: the model was baked since.
     """
     plan, roles, faults = found.plan, found.roles, []
+    if found.applied and not lowering.is_muified(found.model):
+        raise LoweringError("this model has no multipliers any more: it was baked", todo="check it before that")
     if found.applied:
         try:
             lowering.require_installed(found.model, plan)
@@ -360,7 +363,9 @@ def edited(
     wanted = {n: _wanted(roles, n, _rule_of(group, rule)) for n, group in held.items()}
     at_base, notes = _all_at_base(cls, held, wanted, lr)
     settings = {n: _setting(roles, n, group, _rule_of(group, rule), at_base, held) for n, group in held.items()}
-    return Subject(roles, Laws(starts, scalars), settings, tuple(wrong), notes, _landing(roles, scalars))
+    return Subject(
+        roles, Laws(starts, scalars), settings, tuple(wrong), (*growth.notes, *notes), _landing(roles, scalars)
+    )
 
 
 def _landing(roles: Roles, scalars: Mapping[tuple[str, str], float]) -> Callable[[fx.Node], float]:
