@@ -136,7 +136,7 @@ def coord_check(
     graphs: dict[tuple[str, int], Dims] = {}
     batch = data if callable(data) else (lambda step: data)
     subjects: dict[str, dict[int, Subject]] = {}
-    terms: dict[str, Sizes] = {}
+    terms: dict[str, list[Sizes]] = {}
     interrupted, static, by_hand, by_gradient = False, None, False, False
     try:
         for done, (way, seed, width) in enumerate(todo):
@@ -154,14 +154,16 @@ def coord_check(
             if run.analysis is not None and seed == 0:
                 subjects.setdefault(way, {})[width] = planned(run.analysis, *_groups(run.optimizer), lr)
             ends = _trained(run, graphs[way, width], batch, loss, steps, seed)
-            if seed == 0 and width == widths[0]:
-                terms[way] = term_sizes(graphs[way, width], *ends)
+            if width == widths[0]:
+                terms.setdefault(way, []).append(term_sizes(graphs[way, width], *ends))
             for key, pair in measure(graphs[way, width], *ends, factor=_factors(graphs[way, width])).items():
                 for what, value in zip(("start", "change"), pair, strict=True):
                     found.setdefault(f"{way} {what}", {}).setdefault(key, {}).setdefault(width, []).append(value)
     except KeyboardInterrupt:
         interrupted = True
-    lines, plain = (_with_predictions(_lines(found, w), subjects.get(w, {}), terms.get(w, {})) for w in (MUP, WITHOUT))
+    lines, plain = (
+        _with_predictions(_lines(found, w), subjects.get(w, {}), _pooled(terms.get(w, []))) for w in (MUP, WITHOUT)
+    )
     lines, plain = (_with_roles(measured, static) for measured in (lines, plain))
     name = optimizer if isinstance(optimizer, str) else optimizer.__name__
     return CoordCheck(
@@ -303,6 +305,15 @@ def _lines(found: Mapping[str, Mapping[Key, Mapping[int, Sequence[float]]]], way
         before, after = ({w: tuple(v) for w, v in sizes.items()} for sizes in (start, change))
         lines.append(Line(kind, name, before, after, fit(start), fit(change)))
     return tuple(lines)
+
+
+def _pooled(sizes: Sequence[Sizes]) -> Sizes:
+    """Root mean squares over seeds."""
+    return {
+        key: tuple(math.sqrt(sum(found[key][i] ** 2 for found in sizes) / len(sizes)) for i in range(3))  # type: ignore[misc]
+        for key in (sizes[0] if sizes else ())
+        if all(key in found for found in sizes)
+    }
 
 
 def _with_predictions(lines: tuple[Line, ...], subjects: Mapping[int, Subject], terms: Sizes) -> tuple[Line, ...]:
