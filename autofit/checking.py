@@ -215,9 +215,8 @@ def predicted(subject: Subject, sizes: Sizes) -> dict[Key, tuple[float, float]]:
         ("module", path): (values.of[n], changes.of[n]) for path, n in module_ends(propagation.dims.program).items()
     }
     for name, use in named_uses(propagation.dims):
-        term = next((t for t in propagation.terms(use.node, values) if t.operand is use.operand), None)
         start = values.uses.get((use.parameter, use.node), values.of[use.operand])
-        found["parameter", name] = start, changes.of[use.operand] + (term.gain + term.changed if term else 0.0)
+        found["parameter", name] = start, propagation.own_change(use, values, changes)
     return found
 
 
@@ -305,7 +304,7 @@ class _Judge:
         own, moved = v.of[use.operand], changes.of[use.operand]
         start = self.starts.get((use.parameter, use.node), own + landing)
         term = next((t for t in self.propagation.terms(use.node, v) if t.operand is use.operand), None)
-        step = moved + landing + (term.gain + term.changed if term else 0.0)
+        step = self.propagation.own_change(use, v, changes) + landing
         low, high = self.wanted(use)
         if role == "fixed":  # what it acts on may be anything
             alone = term is not None and len(list(self.propagation.operands(use.node))) == 1

@@ -317,7 +317,7 @@ class Propagation:
                         into / 2,
                     )
                     edge = self.laws.edges.get((node.name, use.partner.name), 0.0)
-                    yield Term(use.operand, v.of[use.partner] + edge, into)
+                    yield Term(use.operand, v.of[use.partner] + edge, into, 0.0, into / 2)
                 else:
                     yield Term(use.operand, 0.0)
             yield from (Term(o, 0.0) for o in operands if o not in named)
@@ -386,15 +386,17 @@ class Propagation:
     def _weights(self, node: fx.Node) -> set[fx.Node]:
         return {u.operand for u in self.at.get(node, ())}
 
+    def own_change(self, use: Use, v: Values, changes: Values) -> float:
+        """Growth of how much a parameter's own change changes at one of its uses."""
+        term = next((t for t in self.terms(use.node, v) if t.operand is use.operand), None)
+        return changes.of[use.operand] + (term.gain + self._through(use.node, term) if term else 0.0)
+
     def changes(self, v: Values, updates: Mapping[str, float]) -> Values:
         """Growth of how much every value changes, to first order, when parameters do.
 
         Args:
             v: the values before.
             updates: growth of the change of parameters, by name of the placeholder.
-
-        Returns:
-            The changes; ``uses`` has what each parameter's own change does.
         """
         found = Values({}, set(), {})
         for node in self.dims.program.graph.nodes:
@@ -402,11 +404,8 @@ class Propagation:
                 found.of[node] = updates.get(node.name, ZERO)
                 continue
             parts: list[tuple[fx.Node, float]] = []
-            own = {u.operand: u.parameter for u in self.at.get(node, ())}
             for term in self.terms(node, v):
                 change = found.of[term.operand] + term.gain + self._through(node, term)
-                if term.operand in own:
-                    found.uses[(own[term.operand], node)] = change
                 parts.append((term.operand, change))
             found.of[node] = self.together(node, parts, 1)
         return found

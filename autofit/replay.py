@@ -190,11 +190,14 @@ def term_sizes(dims: Dims, before: Mapping[str, Any], after: Mapping[str, Any]) 
         operands = [o for o in node.all_input_nodes if is_float(o) and isinstance(old[o], torch.Tensor)]
         for operand in operands:
             start, noise = old[operand], 0.0
+            axis = None
             if (node, operand) in uses:
+                axis = _contracted_of_weight(dims, uses[node, operand])
                 start = _difference(old[node], step.with_operand(operand, torch.zeros_like(start)))
             changed = root_mean_square(_difference(step.with_operand(operand, new[operand]), old[node]))
             if (node, operand) in partners:
                 axis = _contracted(dims, partners[node, operand])
+            if axis is not None:
                 mixed = _shuffled(old[operand], new[operand], axis)
                 noise = root_mean_square(_difference(step.with_operand(operand, mixed), old[node]))
             found[node.name, operand.name] = root_mean_square(start), changed, noise
@@ -211,6 +214,12 @@ def _contracted(dims: Dims, use: Use) -> int:
         if isinstance(c, Cell) and dims.axes.find(c).serial in mine
     ]
     return axes[0] if axes else -1
+
+
+def _contracted_of_weight(dims: Dims, use: Use) -> int | None:
+    """The axis of a weight, as it stands in an op, that is contracted."""
+    axes = [i for i, (_, k) in enumerate(use.cells) if k == "in"]
+    return axes[0] if axes and use.partner is not None else None
 
 
 def _shuffled(old: torch.Tensor, new: torch.Tensor, axis: int) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Their code trains and records (``mup.coord_check``, mean |x| of every module's output after each step); ours makes the
 model and the groups. Needs an environment of its own, as mup asks for another torch:
 
-    pip install torch==2.13.0 transformers pyyaml numpy pandas seaborn tqdm && pip install --no-deps mup && pip install .
+    pip install torch==2.13.0 transformers pyyaml numpy pandas seaborn tqdm .
+    pip install --no-deps mup
     python tests/golden/mup_coord_check.py
 
 writes docs/mup_coord_check.csv, and prints the slopes over width after the last step.
