@@ -345,7 +345,7 @@ STARTS = {"output": (-1.0, 0.0), "bottleneck": (-0.5, 0.0), "vector": (-0.5, 0.0
 
 
 def _faults(lines: Iterable[Line], by_gradient: bool) -> tuple[Fault, ...]:
-    """Slopes that muP does not have, worst first.
+    """Slopes that muP does not have, worst first, those of parameters before what they do to modules.
 
     Args:
         lines: what was measured.
@@ -363,7 +363,7 @@ def _faults(lines: Iterable[Line], by_gradient: bool) -> tuple[Fault, ...]:
             low, high = STARTS.get(ln.role, (0.0, 0.0)) if ln.kind == "parameter" else (-math.inf, 0.0)
             wrong["start"] = ln.start_slope.beyond(low - TOLERANCE, high + TOLERANCE)
         found += [Fault(ln, what, by, "") for what, by in wrong.items() if by]
-    found.sort(key=lambda f: -abs(f.excess))
+    found.sort(key=lambda f: (f.line.kind != "parameter", -abs(f.excess)))
     return tuple(replace(f, cause=_cause(f, found)) for f in found)
 
 

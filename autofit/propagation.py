@@ -317,7 +317,9 @@ class Propagation:
                         into / 2,
                     )
                     edge = self.laws.edges.get((node.name, use.partner.name), 0.0)
-                    yield Term(use.operand, v.of[use.partner] + edge, into, 0.0, into / 2)
+                    # with a value that has a mean, terms of a change that has one, too, add up in any order
+                    noise = None if use.partner in v.coherent else into / 2
+                    yield Term(use.operand, v.of[use.partner] + edge, into, 0.0, noise)
                 else:
                     yield Term(use.operand, 0.0)
             yield from (Term(o, 0.0) for o in operands if o not in named)

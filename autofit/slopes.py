@@ -169,10 +169,10 @@ class Slopes:
         for name in columns:
             shown.add_column(name, no_wrap=True, justify="right")
         plain = {(ln.kind, ln.name): ln.change_slope for ln in self.control}
-        alike: dict[tuple[str, str], list[Line]] = {}
+        alike: dict[tuple[str, str, str], list[Line]] = {}
         for ln in self.lines:
-            alike.setdefault((ln.kind, fold_layers(ln.name)), []).append(ln)
-        for (kind, _), found in alike.items():
+            alike.setdefault((ln.kind, fold_layers(ln.name), ln.role), []).append(ln)
+        for (kind, *_), found in alike.items():
             worst = max(found, key=lambda ln: abs(ln.change_slope.value) if ln.change_slope else -1.0)
             names = ", ".join(fold_names(dict.fromkeys(ln.name for ln in found))) or "the model"
             predicted = "" if worst.predicted[1] is None else f"{worst.predicted[1] + 0.0:+.2f}"
