@@ -78,6 +78,30 @@ def bert_like(name: str, model: str, **fields: Any) -> Callable[[int], nn.Module
     return make
 
 
+def vit(width: int) -> nn.Module:
+    """With patches whose weights, as those of any first layer, do not shrink with width."""
+    model = bert_like("ViT", "ViTForImageClassification", image_size=16, patch_size=4, num_labels=10)(width)
+    nn.init.normal_(model.get_parameter("vit.embeddings.patch_embeddings.projection.weight"), std=48**-0.5)
+    return model
+
+
+def t5(width: int) -> nn.Module:
+    """Encoder and decoder, no scale of attention, initial values of its own."""
+    config = transformers.T5Config(
+        d_model=width,
+        d_ff=2 * width,
+        d_kv=16,
+        num_heads=width // 16,
+        num_layers=2,
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        vocab_size=61,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
 def neox(width: int) -> nn.Module:
     """Attention and feed-forward side by side."""
     config = transformers.GPTNeoXConfig(
@@ -122,11 +146,10 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
     "gpt2": gpt2,
     "llama": llama_like("Llama"),
     "qwen2": llama_like("Qwen2"),
-    # a new route, and a sort that is not stable, would put rows in another order after the step
-    "mixtral": llama_like("Mixtral", num_local_experts=4, num_experts_per_tok=4, experts_implementation="batched_mm"),
     "gpt_neox": neox,
     "bert": bert_like("Bert", "BertForMaskedLM", tie_word_embeddings=False, vocab_size=61),
-    "vit": bert_like("ViT", "ViTForImageClassification", image_size=16, patch_size=4, num_labels=10),
+    "t5": t5,
+    "vit": vit,
     "convolutions": convolutions,
 }
 
