@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autofit.exponents import measure_optimizer
     from autofit.narrow import Proxy, family, proxy
     from autofit.plan import Plan
+    from autofit.searching import Sweep, sweep
     from autofit.tunables import Knob, Tunables
 
 __version__ = "0.1.0"
@@ -52,6 +53,8 @@ _HOME = {
     "Knob": "autofit.tunables",
     "Plan": "autofit.plan",
     "Tunables": "autofit.tunables",
+    "Sweep": "autofit.searching",
+    "sweep": "autofit.searching",
     "Proxy": "autofit.narrow",
     "deferred_init": "autofit.deferred",
     "family": "autofit.narrow",
@@ -74,6 +77,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Proxy",
+    "Sweep",
     "TargetError",
     "Tunables",
     "VerificationError",
@@ -85,6 +89,7 @@ __all__ = [
     "measure_optimizer",
     "muify",
     "proxy",
+    "sweep",
 ]
 
 
