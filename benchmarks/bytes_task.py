@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
@@ -63,11 +63,50 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 
 def run(
-    train: Callable[..., dict[str, Any]], keys: Sequence[str], wanted: Iterable[tuple[Any, ...]], rows: Path, jobs: int
+    train: Callable[..., dict[str, Any]],
+    keys: Sequence[str],
+    wanted: Iterable[tuple[Any, ...]],
+    rows: Path,
+    jobs: int,
+    cluster: str | None = None,
 ) -> None:
-    """Whatever is missing, in this order; ``train`` gives a row with its arguments under ``keys``."""
+    """Whatever is missing, in this order; ``train`` gives a row with its arguments under ``keys``.
+
+    Args:
+        train: one run.
+        keys: names of its arguments.
+        wanted: arguments of all runs.
+        rows: file of what is done, to which the rest is added.
+        jobs: processes here.
+        cluster: address of a Ray cluster on which to run instead, or ``local`` for one that is started here.
+    """
     done = {tuple(r[k] for k in keys) for r in read(rows)}
-    with ProcessPoolExecutor(jobs) as pool, rows.open("a") as file:
-        for job in as_completed([pool.submit(train, *k) for k in wanted if k not in done]):
-            print(json.dumps(job.result()), file=file, flush=True)
+    missing = [k for k in wanted if k not in done]
+    with rows.open("a") as file:
+        for row in _on_ray(train, missing, jobs, cluster) if cluster else _in_processes(train, missing, jobs):
+            print(json.dumps(row), file=file, flush=True)
             print(".", end="", file=sys.stderr, flush=True)
+
+
+def _in_processes(train: Callable[..., dict[str, Any]], missing: list[Any], jobs: int) -> Iterator[dict[str, Any]]:
+    with ProcessPoolExecutor(jobs) as pool:
+        for job in as_completed([pool.submit(train, *k) for k in missing]):
+            yield job.result()
+
+
+def _on_ray(
+    train: Callable[..., dict[str, Any]], missing: list[Any], jobs: int, cluster: str
+) -> Iterator[dict[str, Any]]:
+    """One task of one core each; a task whose worker or machine dies is run again."""
+    import ray
+
+    quiet = {"include_dashboard": False, "log_to_driver": False}
+    ray.init(**({"num_cpus": jobs, **quiet} if cluster == "local" else {"address": cluster, "log_to_driver": False}))
+    remote = ray.remote(num_cpus=1, max_retries=5)(train)
+    waiting = [remote.remote(*k) for k in missing]
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield from ray.get(ready)
+    finally:
+        ray.shutdown()
