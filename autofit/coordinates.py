@@ -354,6 +354,8 @@ def _faults(lines: Iterable[Line], by_gradient: bool) -> tuple[Fault, ...]:
     found = []
     for ln in lines:
         wrong: dict[str, float] = {}
+        if lost := [w for w, sizes in ln.change.items() if not all(map(math.isfinite, sizes))]:
+            found.append(Fault(ln, "change", math.inf, f"no numbers at width {', '.join(map(str, lost))}: it diverges"))
         if ln.change_slope is not None and ln.kind == "parameter" and ln.role != "fixed":
             low = -0.5 if by_gradient and ln.role == "bottleneck" else 0.0
             wrong["change"] = ln.change_slope.beyond(low - TOLERANCE, TOLERANCE)
@@ -364,7 +366,7 @@ def _faults(lines: Iterable[Line], by_gradient: bool) -> tuple[Fault, ...]:
             wrong["start"] = ln.start_slope.beyond(low - TOLERANCE, high + TOLERANCE)
         found += [Fault(ln, what, by, "") for what, by in wrong.items() if by]
     found.sort(key=lambda f: (f.line.kind != "parameter", -abs(f.excess)))
-    return tuple(replace(f, cause=_cause(f, found)) for f in found)
+    return tuple(f if f.cause else replace(f, cause=_cause(f, found)) for f in found)
 
 
 def _cause(fault: Fault, faults: Iterable[Fault]) -> str:

@@ -83,13 +83,17 @@ class Step:
         return self.run(lambda n: value if n is operand else self.values[0][n])
 
 
+MASK = 1e8
+"""What is larger than this stands for minus infinity in logits."""
+
+
 def size(value: Any) -> float:
-    """Mean absolute value of what is finite; of several tensors, of the first that has any."""
+    """Mean absolute value, masks left out; of several tensors, of the first that has numbers."""
     for item in value if isinstance(value, tuple | list) else [value]:
         if isinstance(item, torch.Tensor) and item.numel() and (item.is_floating_point() or item.is_complex()):
             absolute = item.detach().abs().double()
-            absolute = absolute[absolute < 1e8]  # masks
-            return float(absolute.mean()) if absolute.numel() else 0.0
+            kept = absolute[~(absolute >= MASK)]  # what is no number stays, and shows
+            return float(kept.mean()) if kept.numel() else math.inf
     return 0.0
 
 
@@ -150,8 +154,7 @@ def measure(
             trained = step.with_operand(use.operand, new[use.operand])
             start = size(_difference(old[node], without)) * own
             moved = size(_difference(trained, old[node])) * own
-            if math.isfinite(start) and math.isfinite(moved):
-                found["parameter", name] = start, moved
+            found["parameter", name] = start, moved
     return found
 
 
@@ -235,5 +238,5 @@ def root_mean_square(value: Any) -> float:
     if not flat:
         return 0.0
     whole = torch.cat(flat)
-    whole = whole[whole < 1e8]
+    whole = whole[whole < MASK]
     return float(whole.square().mean().sqrt()) if whole.numel() else 0.0

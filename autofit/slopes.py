@@ -113,8 +113,9 @@ class Slopes:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing grows or fades that must not, by measurement and by the static check."""
-        return not self.faults and (self.static is None or self.static.ok)
+        """Whether all was measured, and nothing grows or fades that must not, nor is wrong by the static check."""
+        measured = any(ln.change_slope is not None for ln in self.lines) and not self.interrupted
+        return measured and not self.faults and (self.static is None or self.static.ok)
 
     @property
     def slopes(self) -> dict[str, float]:
@@ -133,9 +134,13 @@ class Slopes:
         wrong = f"wrong: faulty slopes: {len(self.faults)}, findings of the static check: {static}"
         lr = "" if self.lr is None else f", lr {self.lr:g}"
         widths = ", ".join(map(str, self.widths))
+        if not any(ln.change_slope is not None for ln in self.lines):
+            wrong = "no answer: nothing was measured that changed, at two widths or more"
+        elif self.interrupted and not self.faults:
+            wrong = "no answer: interrupted before all was measured, and nothing wrong until then"
         said = ["right: nothing that is learned grows or fades with width" if self.ok else wrong]
         said += [f"widths {widths}, base {self.base}, {self.seeds} seeds, {self.steps} steps of {self.optimizer}{lr}"]
-        return said + ["interrupted: only what was measured until then counts"] * self.interrupted
+        return said + ["interrupted: these are the widths and seeds that were done"] * self.interrupted
 
     def renderables(self) -> list[RenderableType]:
         """For a terminal."""
@@ -188,7 +193,16 @@ class Slopes:
         """The whole answer as plain data."""
         data = {k: v for k, v in asdict(self).items() if k != "static"}
         static = self.static.to_json() if self.static else None
-        return {"format": "autofit coordinate check", "version": 1, "ok": self.ok, **data, "static": static}
+        return {"format": "autofit coordinate check", "version": 1, "ok": self.ok, **_plain(data), "static": static}
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no infinity."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(slope: Slope | None) -> str:

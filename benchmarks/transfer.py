@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -130,7 +130,7 @@ class Bytes(nn.Module):
         super().__init__()
         self.bytes = nn.Embedding(256, 16)
         sizes = (16 * self.BEFORE, width, width, width)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.head = nn.Linear(width, 256)
         for layer in self.layers:
             nn.init.normal_(layer.weight, std=5 / 3 * layer.in_features**-0.5)

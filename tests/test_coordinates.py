@@ -113,8 +113,24 @@ def test_ctrl_c_leaves_what_was_measured() -> None:
 
     found = autofit.coord_check(llama, WIDTHS, lr=3e-3, seeds=2, control=False, progress=progress)
     assert found.interrupted
-    assert "interrupted" in str(found)
+    assert not found.ok  # half of the runs prove nothing
+    assert str(found).startswith("no answer: interrupted")
     assert {len(v) for ln in found.lines for v in ln.start.values()} == {1, 2}
+
+
+def test_what_diverges_or_does_not_move_is_not_called_right() -> None:
+    def net(width: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+        made = nn.Sequential(nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 2))
+        return made, torch.optim.SGD(made.parameters(), lr=lr)
+
+    data = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    square = {"data": data, "loss": lambda output, batch: output.square().mean(), "seeds": 1}
+    found = autofit.coord_check(lambda width: net(width, 1e12), WIDTHS, **square)
+    assert not found.ok
+    assert any("it diverges" in f.cause for f in found.faults)
+    found = autofit.coord_check(lambda width: net(width, 1e-300), WIDTHS, **square)
+    assert not found.ok
+    assert str(found).startswith("no answer: nothing was measured that changed")
 
 
 def test_data_and_loss_of_the_user() -> None:
