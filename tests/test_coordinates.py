@@ -43,24 +43,26 @@ def llama(width: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def answer() -> autofit.CoordCheck:
-    return autofit.coord_check(llama, WIDTHS, lr=3e-3, title="Llama <tiny>")
+    return autofit.coord_check(llama, WIDTHS, lr=1e-4, steps=1, title="Llama <tiny>")
 
 
 def test_llama_is_right_and_without_mup_is_not(answer: autofit.CoordCheck) -> None:
     assert answer.ok, str(answer)
     assert abs(answer.slopes["lm_head"]) < 0.3
     control = {ln.name: ln.change_slope for ln in answer.control if ln.kind == "parameter"}
-    hidden = [n for n, s in control.items() if s is not None and "proj" in n and s.value > 0.6]
+    hidden = [n for n, s in control.items() if s is not None and "proj" in n and s.value > 0.5]
     assert len(hidden) >= 12  # of 14
     assert answer.worst is not None
 
 
 def test_predicted_slopes_are_those_that_are_measured(answer: autofit.CoordCheck) -> None:
-    found = autofit.coord_check(llama, WIDTHS, lr=1e-4, steps=1, seeds=3)
-    for ln in (*found.lines, *found.control):
+    compared = 0
+    for ln in (*answer.lines, *answer.control):
         for slope, predicted in zip((ln.start_slope, ln.change_slope), ln.predicted, strict=True):
             if ln.kind == "module" and slope is not None and predicted is not None:
-                assert abs(slope.value - predicted) <= 0.4, f"{ln.name}: {slope}, predicted {predicted:.2f}"
+                compared += 1
+                assert abs(slope.value - predicted) <= 0.3, f"{ln.name}: {slope}, predicted {predicted:.2f}"
+    assert compared > 90
 
 
 @pytest.mark.parametrize("options", [RIGHT[0], RIGHT[-1]], ids=str)
