@@ -249,7 +249,7 @@ def _at_base(
         wanted: factor on the base's value by parameter.
         default: of the optimizer.
     """
-    given = {n: float(group[key]) for n, group in held.items() if group.get(key)}
+    given = {n: float(group[key]) for n, group in held.items() if n in wanted and group.get(key)}
     if not given:
         return 0.0, ""
     votes = Counter(float(f"{value / wanted[n]:.4g}") for n, value in given.items())
@@ -277,7 +277,7 @@ def _all_at_base(
         found[key], said = _at_base(
             key,
             held,
-            {n: w.get(key, 1.0) for n, w in wanted.items()},
+            {n: w[key] for n, w in wanted.items() if key in w},
             default.default if default and key == "eps" else None,
         )
         notes += [said] if said and (key != "lr" or lr is None) else []
@@ -349,6 +349,8 @@ def edited(
             todo="pass the same model at the base width, with its initial values",
         )
     cls, rule = optim.optimizer_class(optimizer)
+    if lowering.is_muified(narrow):
+        raise BaseError("the base model is muified", todo="build it as the model itself was built")
     dims, drawn, other = InferDims()(capture(model, example)), spreads(model), spreads(narrow)
     second = BaseModel(InferDims()(capture(narrow, small)), {n: s.std for n, s in other.items()})
     growth = ResolveBase(second)(dims)

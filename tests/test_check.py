@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -145,9 +146,35 @@ def test_what_cannot_be_checked_is_refused() -> None:
     mu = autofit.muify(FAMILIES["llama"].build(), base=16)
     with pytest.raises(autofit.LoweringError, match="muified"):
         autofit.check(mu.model, base=FAMILIES["llama"].build(), param_groups=mu.optimizer("adamw", lr=1.0))
+    with pytest.raises(autofit.BaseError, match="is muified"):
+        autofit.check(FAMILIES["llama"].build(), base=mu.model, param_groups=[])
     mu.bake()
     with pytest.raises(autofit.LoweringError, match="baked"):
         autofit.check(mu)
+
+
+GPT2 = {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 99, "base_n_embd": 64}
+LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1}
+LLAMA |= {"head_dim": 16, "num_hidden_layers": 2, "vocab_size": 99, "base_hidden_size": 64}
+WIDE = {"n_embd", "n_head", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
+
+
+@pytest.mark.parametrize(("name", "fields"), [("gpt2", GPT2), ("llama", LLAMA)])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_exported_file_is_right_by_itself(name: str, fields: dict[str, int], optimizer: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "exported"))
+    file = importlib.import_module(name)
+    torch.manual_seed(0)
+    wide = file.build(**{k: 4 * v if k in WIDE else v for k, v in fields.items()})
+    example = {"input_ids": torch.zeros(2, 7, dtype=torch.long)}
+    groups = file.param_groups(wide, optimizer, lr=1e-3)
+    base = file.build(**fields)
+    found = autofit.check(wide, example, base=base, param_groups=groups, optimizer=optimizer, lr=1e-3)
+    assert found.ok, str(found)
+    assert not found.findings
+    for group in groups:
+        group["lr"] = 1e-3
+    assert not autofit.check(wide, example, base=base, param_groups=groups, optimizer=optimizer, lr=1e-3).ok
 
 
 def test_on_meta_and_at_any_size() -> None:
