@@ -8,7 +8,7 @@ asks for. Past a fault, values go on as if it were mended, so that one fault is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -259,8 +259,19 @@ class _Judge:
                 self.decay(name, setting)
                 self.eps(name, setting, early, late)
             notes += [f"{s.where}: {s.reason}" for s in self.roles.sites if s.treatment in ("norm", "unsupported")]
+            notes += self.not_seen(rows)
         found = sorted(self.findings, key=lambda item: item[0])
         return Check(tuple(f for _, f in found), tuple(rows), tuple(dict.fromkeys(notes)), self.width)
+
+    def not_seen(self, rows: Iterable[Row]) -> Iterator[str]:
+        """Parameters that are trained, and of which nothing can be said."""
+        trained = {n for n, s in self.subject.settings.items() if s.group["lr"]}
+        unused = sorted(trained - {r.name for r in rows})
+        unmoved = sorted({r.name for r in rows if r.step is None} & trained)
+        if unused:
+            yield f"not checked, as this example does not reach them: {', '.join(fold_names(unused))}"
+        if unmoved:
+            yield f"not checked, as no gradient reaches them from any output: {', '.join(fold_names(unmoved))}"
 
     def where(self, name: str) -> str:
         """Of a parameter."""

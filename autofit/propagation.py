@@ -225,10 +225,11 @@ class Propagation:
         """Growth of a sum of independent terms: of values (0) or of changes (1)."""
         grown = list(terms)
         sizes = [self.sizes.get((node.name, o.name), NOT_KNOWN)[which] for o, _ in grown]
-        if not any(sizes):
-            return max((g for _, g in grown), default=ZERO)
-        total = sum(s**2 * math.exp(2 * g) for s, (_, g) in zip(sizes, grown, strict=True) if s)
-        return math.log(total / sum(s**2 for s in sizes)) / 2 if total else ZERO
+        top = max((g for _, g in grown), default=ZERO)
+        if not any(sizes) or not math.isfinite(top):
+            return top
+        total = sum(s**2 * math.exp(2 * (g - top)) for s, (_, g) in zip(sizes, grown, strict=True) if s)
+        return top + math.log(total / sum(s**2 for s in sizes)) / 2 if total else ZERO
 
     def entering(self, node: fx.Node, operand: fx.Node, v: Values) -> float:
         """Growth of an operand as it enters a node."""
@@ -377,7 +378,7 @@ class Propagation:
         for node in reversed(list(self.dims.program.graph.nodes)):
             if node.op == "output":
                 found |= {n: -self.elements(n) for n in node.all_input_nodes if is_float(n)}
-            elif node.op == "call_function" and node in found:
+            elif node.op == "call_function" and node in found and op_name(node) != "aten.detach":
                 behind = early[node] if early is not None and node in self.at else found[node]
                 for term in self.terms(node, v):
                     own = found[node] if term.operand in self._weights(node) else behind

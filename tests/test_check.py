@@ -118,6 +118,29 @@ def test_the_base_lr_is_found_and_said() -> None:
     assert any("lr is taken to be 0.001" in note for note in found.notes)
 
 
+class Aside(nn.Module):
+    """A layer whose result is thrown away, and one that is never called."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b, self.lost, self.idle = (
+            nn.Linear(4, width),
+            nn.Linear(width, 2),
+            *(nn.Linear(4, width) for _ in "ab"),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        return self.b(h + self.lost(x).detach())
+
+
+def test_what_cannot_be_told_is_said() -> None:
+    mu = autofit.muify(Aside(64), torch.zeros(3, 4), base=Aside(16), strict=False)
+    found = autofit.check(mu, param_groups=mu.optimizer("sgd", lr=0.1))
+    assert any("no gradient reaches" in n and "lost.weight" in n for n in found.notes), found.notes
+    assert any("does not reach" in n and "idle.weight" in n for n in found.notes), found.notes
+
+
 def test_a_factory_and_groups_do_as_well() -> None:
     wide, optimizer = train(Decoder(2 * BASE, Options()), 1e-3)
     groups = optimizer.param_groups
