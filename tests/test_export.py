@@ -819,3 +819,30 @@ def test_a_setting_by_axis_follows_the_width() -> None:
     x = torch.randn(4, 5)
     assert wide(x).shape == (4, 3)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+class CrossMasked(nn.Module):
+    """A mask between what enters and four learned slots: square at four positions alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.slots, self.q, self.head = (
+            nn.Parameter(torch.randn(4, width)),
+            nn.Linear(width, width),
+            nn.Linear(width, 3),
+        )
+        self.embed = nn.Linear(5, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(x.shape[1], 4, dtype=torch.bool).tril()
+        logits = self.q(self.embed(x)) @ self.slots.T / 8
+        return self.head(logits.masked_fill(~mask, -1e4).softmax(-1) @ self.slots)
+
+
+def test_a_mask_that_is_square_at_one_length_alone() -> None:
+    mu = autofit.muify(CrossMasked(64), torch.randn(2, 4, 5), base=CrossMasked(16), strict=False)
+    again = load(mu.export().text).build()
+    again.load_state_dict(mu.model.state_dict())
+    for length in (3, 4, 7):
+        x = torch.randn(2, length, 5)
+        torch.testing.assert_close(again(x=x), mu.model(x))

@@ -154,6 +154,8 @@ def _replace_mask(copies: list[fx.Node], worlds: Iterable[World]) -> None:
         masks = [_value(n, {}) for n in copies]
     except Exception:
         return
+    if any(m.shape[-1] != m.shape[-2] for m in masks):  # square at one size of the data alone
+        return
     for make in (_causal, _window, _causal_float):
         wanted = [make(m) for m in masks]
         if all(w is not None for w in wanted) and len({w[0] for w in wanted if w}) == 1:
