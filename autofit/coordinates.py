@@ -330,14 +330,14 @@ def _with_predictions(lines: tuple[Line, ...], subjects: Mapping[int, Subject], 
 
 
 def _with_roles(lines: Iterable[Line], static: Check | None) -> tuple[Line, ...]:
-    """Lines with the roles that the static check knows."""
+    """Lines with the roles and exponents that the static check knows."""
     rows: dict[str, Row] = {}
     counts: dict[str, int] = {}
     for row in static.rows if static else ():
         counts[row.name] = counts.get(row.name, 0) + 1
         rows[row.name if counts[row.name] == 1 else f"{row.name} #{counts[row.name]}"] = row
-    roles = {name: row.role for name, row in rows.items()}
-    return tuple(replace(ln, role=roles.get(ln.name, "") if ln.kind == "parameter" else "") for ln in lines)
+    known: dict[str, dict[str, Any]] = {n: {"role": r.role, "limit": r.step} for n, r in rows.items()}
+    return tuple(replace(ln, **known.get(ln.name, {})) if ln.kind == "parameter" else ln for ln in lines)
 
 
 STARTS = {"output": (-1.0, 0.0), "bottleneck": (-0.5, 0.0), "vector": (-0.5, 0.0), "fixed": (-1.0, 0.0)}
@@ -358,7 +358,8 @@ def _faults(lines: Iterable[Line], by_gradient: bool) -> tuple[Fault, ...]:
             found.append(Fault(ln, "change", math.inf, f"no numbers at width {', '.join(map(str, lost))}: it diverges"))
         if ln.change_slope is not None and ln.kind == "parameter" and ln.role != "fixed":
             low = -0.5 if by_gradient and ln.role == "bottleneck" else 0.0
-            wrong["change"] = ln.change_slope.beyond(low - TOLERANCE, TOLERANCE)
+            low, high = low + min(ln.finite, 0.0), max(ln.finite, 0.0)
+            wrong["change"] = ln.change_slope.beyond(low - TOLERANCE, high + TOLERANCE)
         elif ln.change_slope is not None:  # may fade where what feeds it does not learn yet
             wrong["change"] = max(ln.change_slope.beyond(-math.inf, TOLERANCE), 0.0)
         if ln.start_slope is not None:

@@ -55,6 +55,7 @@ class Line:
         start_slope, change_slope: over widths; ``None`` where something is zero.
         predicted: both slopes for one small step, from exponents of width and sizes at the smallest one, if known.
         role: of a parameter.
+        limit: exponent of a parameter's change by the static check, which the predicted slope approaches.
     """
 
     kind: str
@@ -65,6 +66,14 @@ class Line:
     change_slope: Slope | None
     predicted: tuple[float | None, float | None] = (None, None)
     role: str = ""
+    limit: float | None = None
+
+    @property
+    def finite(self) -> float:
+        """How far widths like these are from the limit, by prediction: what a slope may be off for that."""
+        if self.limit is None or self.predicted[1] is None:
+            return 0.0
+        return max(-0.5, min(self.predicted[1] - self.limit, 0.5))
 
 
 @dataclass(frozen=True)
