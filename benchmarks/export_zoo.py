@@ -143,7 +143,6 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     yield "Written by `python benchmarks/export_zoo.py write`. Each type that is planned (docs/coverage.md) is"
     yield "muified and exported, and the file is run in a process that can import neither autofit nor transformers,"
     yield "on the model's state and a random input; done means that all outputs agree to 1e-5 of their largest value."
-    yield "Rows are made one by one, and kept: what was done is not repeated with every change of the exporter."
     yield ""
     yield from zoo.exports(rows)
     yield ""
