@@ -24,7 +24,7 @@ from autofit.program import describe, fold_layers
 from autofit.propagation import ZERO, Propagation, Sizes, Values
 from autofit.replay import Key, module_ends, named_uses
 from autofit.report import fold_names, printed
-from autofit.subject import Groups, Setting, Subject, edited, planned
+from autofit.subject import Groups, Setting, Subject, edited, groups_of, planned
 
 TOLERANCE = 0.15
 """Of exponents."""
@@ -63,6 +63,7 @@ class Row:
 
     Attributes:
         name: of the parameter.
+        use: its name with a number where it has several uses, as of what is measured (`autofit.replay.named_uses`).
         role: of this use: ``input``, ``hidden``, ``output``, ``bottleneck``, ``vector`` or ``fixed``.
         where: module path, op and source line.
         start: of what it gives at the start; ``None`` for nothing.
@@ -70,6 +71,7 @@ class Row:
     """
 
     name: str
+    use: str
     role: str
     where: str
     start: float | None
@@ -171,11 +173,9 @@ def check(
     Raises:
         AutofitError: no base, one that does not fit, groups of other parameters, or an optimizer without a law.
     """
-    parts = getattr(param_groups, "parts", None) or [param_groups]
-    if isinstance(parts[0], torch.optim.Optimizer):
-        optimizer = type(parts[0])
-        param_groups = param_groups.param_groups  # type: ignore[union-attr]
     groups: Any = param_groups
+    if hasattr(param_groups, "param_groups"):
+        optimizer, groups = groups_of(param_groups)
     if isinstance(model, Analysis):
         return _Judge(planned(model, optimizer, groups, lr)).answer()
     return _Judge(edited(model, example, base, optimizer, groups, lr)).answer()
@@ -238,6 +238,7 @@ class _Judge:
         self.starts: dict[tuple[str, fx.Node], float] = {}
         self.findings: list[tuple[int, Finding]] = []
         self.order = {n: i for i, n in enumerate(self.dims.program.graph.nodes)}
+        self.named = {n.name: n for n in self.order}
 
     def answer(self) -> Check:
         """Everything that is wrong."""
@@ -252,7 +253,7 @@ class _Judge:
             early = self.propagation.gradients(values)
             late = self.propagation.gradients(trained, self.propagation.gradients(trained))
             changes = self.propagation.changes(values, updates(self.subject, self.propagation, late))
-            rows = [self.row(use, values, changes) for use in self.dims.uses if use.node.op == "call_function"]
+            rows = [self.row(name, use, values, changes) for name, use in named_uses(self.dims)]
             for site in self.roles.sites:
                 self.attention(site, trained)
             for name, setting in self.subject.settings.items():
@@ -309,7 +310,7 @@ class _Judge:
         """What a weight gives once it was trained: nothing tends to zero any more."""
         return -self.subject.landing(use.node)
 
-    def row(self, use: Use, v: Values, changes: Values) -> Row:
+    def row(self, name: str, use: Use, v: Values, changes: Values) -> Row:
         """Exponents of one use, and what is wrong with them."""
         role, landing = self.role(use), self.subject.landing(use.node)
         own, moved = v.of[use.operand], changes.of[use.operand]
@@ -330,7 +331,7 @@ class _Judge:
             message = "it starts at zero, with the readout that it is tied to: all that is looked up is alike"
             self.add("init", use, 0.0, 0.0, message, "zero the readout only where it has a weight of its own", ())
         self.judge(use, role, off, step, start, (low, high))
-        return Row(use.parameter, role, describe(use.node), self.exponent(start), self.exponent(step))
+        return Row(use.parameter, name, role, describe(use.node), self.exponent(start), self.exponent(step))
 
     def exponent(self, growth: float) -> float | None:
         """Of the main width."""
@@ -459,7 +460,7 @@ class _Judge:
     def eps(self, name: str, s: Setting, early: Mapping[fx.Node, float], late: Mapping[fx.Node, float]) -> None:
         """Epsilon stands beside gradients, and goes with them."""
         p = self.roles.parameters[name].parameter
-        node = next((n for n in self.order if n.name == p.node), None)
+        node = self.named.get(p.node or "")
         mixed = any(self.propagation.is_mixed(use) for use in self.dims.uses_of(p))
         if s.eps is None or node is None or node not in early or name in self.subject.contested or mixed:
             return

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from autofit.api import Analysis, muify
 from autofit.capture import capture
-from autofit.checking import Check, Row, check, predicted
+from autofit.checking import Check, check, predicted
 from autofit.dims import Dims
 from autofit.errors import AutofitError
 from autofit.examples import Example, normalize
@@ -32,7 +32,7 @@ from autofit.propagation import Sizes
 from autofit.replay import Key, measure, states, term_sizes
 from autofit.rules import optimizers
 from autofit.slopes import MUP, TOLERANCE, WITHOUT, Fault, Line, Slopes, fit
-from autofit.subject import Subject, planned
+from autofit.subject import Subject, groups_of, planned
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -133,7 +133,7 @@ def coord_check(
     todo = [(way, seed, width) for way in ways for seed in range(seeds) for width in widths]
     say = progress or (lambda stage, done, of: None)
     found: dict[str, dict[Key, dict[int, list[float]]]] = {}
-    graphs: dict[tuple[str, int], Dims] = {}
+    graphs: dict[tuple[str, int], tuple[Dims, Callable[[fx.Node], float]]] = {}
     batch = data if callable(data) else (lambda step: data)
     subjects: dict[str, dict[int, Subject]] = {}
     terms: dict[str, list[Sizes]] = {}
@@ -148,15 +148,17 @@ def coord_check(
             run = _prepare(make, width, base, scheme, optimizer, lr, batch(0), settings or {}, options)
             by_hand, by_gradient = run.analysis is None, _by_gradient(run.optimizer)
             if (way, width) not in graphs:
-                graphs[way, width] = InferDims()(capture(run.model, run.example))
+                seen = InferDims()(capture(run.model, run.example))
+                graphs[way, width] = seen, _factors(seen)
+            dims, factor = graphs[way, width]
             if static is None and way == ways[0] and width == widths[-1]:
                 static = _static(run, make, base, lr, seed, run.optimizer)
             if run.analysis is not None and seed == 0:
-                subjects.setdefault(way, {})[width] = planned(run.analysis, *_groups(run.optimizer), lr)
-            ends = _trained(run, graphs[way, width], batch, loss, steps, seed)
+                subjects.setdefault(way, {})[width] = planned(run.analysis, *groups_of(run.optimizer), lr)
+            ends = _trained(run, dims, batch, loss, steps, seed)
             if width == widths[0]:
-                terms.setdefault(way, []).append(term_sizes(graphs[way, width], *ends))
-            for key, pair in measure(graphs[way, width], *ends, factor=_factors(graphs[way, width])).items():
+                terms.setdefault(way, []).append(term_sizes(dims, *ends))
+            for key, pair in measure(dims, *ends, factor=factor).items():
                 for what, value in zip(("start", "change"), pair, strict=True):
                     found.setdefault(f"{way} {what}", {}).setdefault(key, {}).setdefault(width, []).append(value)
     except KeyboardInterrupt:
@@ -230,11 +232,6 @@ def _filled(dims: Dims) -> Example:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, tokens, (example.args, example.kwargs))
     return Example(args, kwargs).filled()
-
-
-def _groups(optimizer: Any) -> tuple[type, list[dict[str, Any]]]:
-    """The class of an optimizer, the first where there are two, and all groups."""
-    return type(getattr(optimizer, "parts", [optimizer])[0]), optimizer.param_groups
 
 
 def _trained(
@@ -331,12 +328,8 @@ def _with_predictions(lines: tuple[Line, ...], subjects: Mapping[int, Subject], 
 
 def _with_roles(lines: Iterable[Line], static: Check | None) -> tuple[Line, ...]:
     """Lines with the roles and exponents that the static check knows."""
-    rows: dict[str, Row] = {}
-    counts: dict[str, int] = {}
-    for row in static.rows if static else ():
-        counts[row.name] = counts.get(row.name, 0) + 1
-        rows[row.name if counts[row.name] == 1 else f"{row.name} #{counts[row.name]}"] = row
-    known: dict[str, dict[str, Any]] = {n: {"role": r.role, "limit": r.step} for n, r in rows.items()}
+    rows = static.rows if static else ()
+    known: dict[str, dict[str, Any]] = {r.use: {"role": r.role, "limit": r.step} for r in rows}
     return tuple(replace(ln, **known.get(ln.name, {})) if ln.kind == "parameter" else ln for ln in lines)
 
 
@@ -398,7 +391,7 @@ def _cause(fault: Fault, faults: Iterable[Fault]) -> str:
 
 def _by_gradient(optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer's updates are proportional to gradients."""
-    return optimizers()[optimizer_class(_groups(optimizer)[0])[1]].power == 1
+    return optimizers()[optimizer_class(groups_of(optimizer)[0])[1]].power == 1
 
 
 def _static(

@@ -33,7 +33,7 @@ def page(answer: Slopes) -> str:
     """
     picture = draw(answer, ".svg").decode()
     picture = picture[picture.index("<svg") :]
-    said, *rest = _head(answer)
+    said, *rest = answer.summary()
     title = escape(answer.title or "coordinate check")
     return "\n".join(
         [
@@ -60,16 +60,12 @@ def page(answer: Slopes) -> str:
     )
 
 
-def _head(answer: Slopes) -> list[str]:
-    return [str(piece) for piece in answer.summary()]
-
-
 def _faults(answer: Slopes) -> list[str]:
     if not answer.faults:
         return []
     rows = [
         f'<tr><td>{f.what} of</td><td class="name">{escape(f.line.name or "the model")}</td>'
-        f'<td class="number">{_slope(f.line.start_slope if f.what == "start" else f.line.change_slope)}</td>'
+        f'<td class="number">{_slope(f.slope)}</td>'
         f"<td>{escape(f.cause)}</td></tr>"
         for f in answer.faults
     ]

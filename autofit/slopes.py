@@ -92,6 +92,11 @@ class Fault:
     excess: float
     cause: str
 
+    @property
+    def slope(self) -> Slope | None:
+        """The faulty one; ``None`` where there are no numbers."""
+        return self.line.start_slope if self.what == "start" else self.line.change_slope
+
 
 @dataclass(frozen=True)
 class Slopes:
@@ -170,9 +175,8 @@ class Slopes:
         for f in self.faults:
             alike.setdefault((f.what, fold_layers(f.line.name), f.cause), []).append(f)
         for (what, _, cause), found in alike.items():
-            worst = found[0].line.start_slope if what == "start" else found[0].line.change_slope
             names = ", ".join(fold_names(dict.fromkeys(f.line.name for f in found))) or "the model"
-            shown.add_row(Text(f"{what} of {names}"), str(worst), cause)
+            shown.add_row(Text(f"{what} of {names}"), _cell(found[0].slope), cause)
         return shown
 
     def _all(self) -> Table:

@@ -195,7 +195,7 @@ class _Planned:
         readouts = {s.parameter: _total(s) * site_terms(self.roles, s) for s in self.roles.sites if s.kind == "readout"}
         if self.p.name in readouts and not self.roles.parameters[self.p.name].tied:
             return -readouts[self.p.name]
-        behind = next((_total(s) * site_terms(self.roles, s) for s in self.roles.sites if s.kind == "readout"), 0.0)
+        behind = next(iter(readouts.values()), 0.0)
         if any(s.kind == "readout" and s.where == self.p.where for s in self.roles.sites):
             behind = 0.0
         return -behind - self.multiplier - self.fold
@@ -227,6 +227,11 @@ class _Planned:
 
 
 # the optimizer's groups ------------------------------------------------------------------------------------
+
+
+def groups_of(optimizer: Any) -> tuple[type, Groups]:
+    """The class of an optimizer, the first where two share the parameters, and all groups."""
+    return type(getattr(optimizer, "parts", [optimizer])[0]), optimizer.param_groups
 
 
 def _rule_of(group: Mapping[str, Any], rule: str) -> str:

@@ -222,8 +222,7 @@ def seen(fault: Fault, answer: autofit.CoordCheck) -> str:
     """The worst slope where a fault is."""
     for f in answer.faults:
         if fault.on in f.line.name:
-            slope = f.line.start_slope if f.what == "start" else f.line.change_slope
-            return f"{f.what} of {f.line.name}: {slope}"
+            return f"{f.what} of {f.line.name}: {f.slope}"
     return ""
 
 
