@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils import _pytree
 
 from autofit.errors import AutofitError, CaptureError, ExampleError
 from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
+from autofit.folding import Folding, unfold
 from autofit.functional import functionalize
 from autofit.inline import inline
 from autofit.program import Captured, Parameter, Program, describe, storage_key
@@ -166,7 +167,22 @@ def outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
 
 
 def _export(model: nn.Module, example: Example, front_end: str, gradients: bool = True) -> Captured:
-    with _quietly(), torch.set_grad_enabled(gradients):
+    """Export with equal blocks folded, and whole where that fails."""
+    folding = Folding(model)
+    trying = True
+    while trying:
+        try:
+            with untouched(model):
+                return _exported(model, example, front_end, gradients, folding)
+        except Exception:
+            if not folding.found:
+                raise
+            trying = folding.again()
+    return _exported(model, example, front_end, gradients, None)
+
+
+def _exported(model: nn.Module, example: Example, front_end: str, gradients: bool, folding: Folding | None) -> Captured:
+    with _quietly(), torch.set_grad_enabled(gradients), folding() if folding else nullcontext():
         exported = torch.export.export(model, example.args, example.kwargs, strict=False)
     module = exported.graph_module
     inline(module)
@@ -175,6 +191,11 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
     specs = exported.graph_signature.input_specs
     kinds = {s.arg.name: s.kind.name for s in specs}
     placeholders = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}
+    nodes = {str(s.target): placeholders[s.arg.name] for s in specs if s.target and s.arg.name in placeholders}
+    parameters = {str(s.target) for s in specs if s.kind.name == "PARAMETER"}
+    if folding is not None:
+        unfold(module, folding, nodes)
+        parameters |= set(folding.without)
     changed = set(exported.graph_signature.buffers_to_mutate.values())
     values = {**exported.constants, **dict(exported.named_buffers())}
     held = {
@@ -184,11 +205,7 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
     }
     return Captured(
         module=module,
-        parameter_nodes={
-            str(s.target): placeholders[s.arg.name]
-            for s in specs
-            if s.kind.name == "PARAMETER" and s.arg.name in placeholders
-        },
+        parameter_nodes={name: node for name, node in nodes.items() if name in parameters},
         inputs=tuple(name for name in placeholders if kinds.get(name) == "USER_INPUT"),
         constants={
             name: float(value)

@@ -13,11 +13,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import prod
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +30,9 @@ from autofit.measure import Spread, spread
 from autofit.plan import Plan
 from autofit.program import storage_key
 
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+SAMPLE = 2**20
+"""Values that are enough to know a spread: to 0.07 %."""
 ATTRIBUTE = "_autofit_init"
 """Where `deferred_init` leaves the recipe on the root module."""
 
@@ -80,7 +85,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         seen_args, seen_kwargs = _pytree.tree_map_only(torch.Tensor, self.view, (args, kwargs))
-        result = func(*args, **kwargs)
+        nothing = args and isinstance(args[0], torch.Tensor) and args[0].is_meta and _overwrites(func)
+        result = args[0] if nothing else func(*args, **kwargs)
         reads, writes = set(), set()
         for argument, value in _arguments(func, args, kwargs):
             touched = {_number(t) for t in _tensors(value)}
@@ -193,9 +199,47 @@ class Recipe:
                 continue
             key = self._signature(self._targets[name])
             if key not in samples:
-                samples[key] = spread(self.draw(name, torch.device("cpu"), seed=len(samples)))
+                samples[key] = spread(self._sample(name, seed=len(samples)))
             found[name] = samples[key]
         return found
+
+    def _sample(self, name: str, seed: int) -> torch.Tensor:
+        """Values as `draw` gives them; some of them, where each is drawn without a look at the others."""
+        target = self._targets[name]
+        filling = self._filling(target) if prod(target.size) > SAMPLE else None
+        if filling is None:
+            return self.draw(name, torch.device("cpu"), seed)
+        with torch.no_grad(), torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            values = torch.empty(SAMPLE, dtype=target.dtype)
+            for func, args, kwargs in filling:
+                func(values, *args, **kwargs)
+        return values
+
+    def _filling(self, target: View) -> list[Call] | None:
+        """The calls that fill a whole tensor value by value, in order; ``None`` where there is another one.
+
+        What writes fewer values than a sample's error shows, as the row of a padding token, is left out.
+        """
+        found: list[Call] = []
+        for i in reversed(self._needed(target.storage)):
+            step = self._steps[i]
+            if step.allocates:
+                continue
+            for func, (written, *args), kwargs in reversed(_elementary(step)):
+                if not isinstance(written, View) or written.storage != target.storage:
+                    return None
+                if any(isinstance(v, View) for v in _pytree.tree_leaves((args, kwargs))):
+                    return None
+                if prod(written.size) < prod(target.size) / SAMPLE**0.5:
+                    continue
+                overwrites = _overwrites(func)
+                if prod(written.size) != prod(target.size) or not (overwrites or _is_pointwise(func)):
+                    return None
+                found.append((func, tuple(args), {k: v for k, v in kwargs.items() if k != "generator"}))
+                if overwrites:
+                    return found[::-1]
+        return None
 
     def scalars(self, model: nn.Module) -> dict[str, float]:
         """Values of the one-element buffers on ``meta`` that are known."""
@@ -287,6 +331,43 @@ class Recipe:
         steps = [self._steps[i] for i in self._needed(target.storage)]
         leaves = [[plain(v) for v in _pytree.tree_leaves((s.args, s.kwargs, s.result))] for s in steps]
         return repr([(str(s.func), part) for s, part in zip(steps, leaves, strict=True)]) + plain(target)
+
+
+_EACH = frozenset("normal_ uniform_ trunc_normal_ constant_ ones_ zeros_".split())
+"""Functions of ``torch.nn.init`` that draw every value alike, whatever the shape."""
+
+
+def _elementary(step: Step) -> list[Call]:
+    """A step as calls of ops; a function of ``torch.nn.init`` that looks at the shape by those it makes."""
+    if isinstance(step.func, torch._ops.OpOverload) or _init_name(step.func) in _EACH:
+        return [(step.func, step.args, step.kwargs)]
+    recorder = Recorder()
+    view = step.args[0]
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            tensor = torch.empty_strided(view.size, view.stride, dtype=view.dtype)
+            with recorder:
+                step.func(tensor, *step.args[1:], **step.kwargs)
+    except Exception:  # it looks at values
+        return [(step.func, step.args, step.kwargs)]
+    return [(s.func, (view, *s.args[1:]), s.kwargs) for s in recorder.steps]
+
+
+def _init_name(func: Any) -> str:
+    return str(getattr(func, "__name__", "")).removeprefix("_no_grad_")
+
+
+def _overwrites(func: Any) -> bool:
+    """Whether a call draws or sets every value of its first argument anew, in place."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return _init_name(func) in _EACH
+    name = func._schema.name
+    in_place = name.endswith("_") and "dropout" not in name
+    return in_place and (torch.Tag.nondeterministic_seeded in func.tags or name in ("aten::fill_", "aten::zero_"))
+
+
+def _is_pointwise(func: Any) -> bool:
+    return isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable and torch.Tag.pointwise in func.tags
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

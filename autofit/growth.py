@@ -71,6 +71,7 @@ class Growth:
     notes: tuple[str, ...] = ()
     number: float | None = None
     _by_cell: dict[int, Dimension] = field(default_factory=dict, repr=False, compare=False)
+    _grows: dict[int, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def dimension(self, cell: Cell) -> Dimension | None:
         """The dimension of an indivisible cell, or ``None`` if it is fixed for good."""
@@ -96,7 +97,11 @@ class Growth:
 
     def grows(self, cell: Cell) -> bool:
         """Whether any part of an axis is a width."""
-        return any((d := self.dimension(a)) is not None and d.grows for a in self.dims.axes.atoms(cell))
+        root = self.dims.axes.find(cell).serial
+        if root not in self._grows:
+            atoms = self.dims.axes.atoms(cell)
+            self._grows[root] = any((d := self.dimension(a)) is not None and d.grows for a in atoms)
+        return self._grows[root]
 
     def std_at_base(self, name: str) -> float | None:
         """Initial std of a parameter in the base; where all layers' copies are drawn alike, theirs together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import fx
@@ -144,6 +145,16 @@ class Roles:
     unused: tuple[str, ...]
     notes: tuple[str, ...]
     branches: tuple[float, ...] = ()
+
+    @cached_property
+    def with_site(self) -> frozenset[str]:
+        """Names of the parameters at which a site is."""
+        return frozenset(s.parameter for s in self.sites)
+
+    @cached_property
+    def head_sizes(self) -> frozenset[tuple[int, float]]:
+        """Sizes of heads of attention, with their ratios."""
+        return frozenset((s.size, s.ratio) for s in self.sites if s.kind == "attention")
 
     def __str__(self) -> str:
         lines = [f"Roles of {self.growth.dims.program.model_name}"]

@@ -376,7 +376,15 @@ class Widths:
         """
         by_cell = {c: d for d in dimensions for c in d.cells if d.grows}
         variable = {c for d in dimensions for c in d.cells}
-        reaches = reaching_output(self.dims, lambda c: any(a.serial in by_cell for a in self.axes.atoms(c)))
+        known: dict[int, bool] = {}
+
+        def grows(cell: Cell) -> bool:
+            root = self.axes.find(cell).serial
+            if root not in known:
+                known[root] = any(a.serial in by_cell for a in self.axes.atoms(cell))
+            return known[root]
+
+        reaches = reaching_output(self.dims, grows)
         best: tuple[Dimension, int] | None = None
         count: Counter[tuple[str, int]] = Counter()
         for use in self.dims.uses:

@@ -163,8 +163,7 @@ class MakePlan:
         return r.role
 
     def _knob(self, r: ParameterRole, roles: Roles) -> Knob:
-        at_site = any(s.parameter == r.parameter.name for s in roles.sites)
-        return self.tunables.of_parameter(r.kind, r.parameter.names, at_site)
+        return self.tunables.of_parameter(r.kind, r.parameter.names, r.parameter.name in roles.with_site)
 
     def _multiplier(self, r: ParameterRole, roles: Roles) -> tuple[float, float]:
         """Factor of a parameter in forward, and the one by which its values are larger for it or instead of it.
@@ -327,7 +326,7 @@ class MakePlan:
             fans.append(Fan("fan_out", float(r.fan_out * r.taps), r.r_out))
             out = r.fan_out * r.taps
             fans.append(Fan("fan_avg", (r.fan_in + out) / 2, (r.fan_in + out) / (r.fan_in / r.r_in + out / r.r_out)))
-        fans += [Fan("fan_in x head size", r.law_fan * s, r.r_law * q) for s, q in _head_sizes(roles) if r.law_fan > 1]
+        fans += [Fan("fan_in x head size", r.law_fan * s, r.r_law * q) for s, q in roles.head_sizes if r.law_fan > 1]
         law = find_law(alike, fans, depth, self.constants)
         if base_std is None or base_std == 0 or spread.std == 0:
             return law
@@ -355,7 +354,3 @@ def _depth(names: Iterable[str]) -> int:
     """Largest repetition count in parameter names: the number of layers."""
     numbers = [int(n) + 1 for name in names for n in LAYER_INDEX.findall(name)]
     return max(numbers, default=1)
-
-
-def _head_sizes(roles: Roles) -> set[tuple[int, float]]:
-    return {(s.size, s.ratio) for s in roles.sites if s.kind == "attention"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
@@ -244,7 +245,8 @@ class Context:
 
     def recorded(self, node: fx.Node, operand: fx.Node) -> bool:
         """Whether a rule has already said how this weight is used here."""
-        return any(u.node is node and u.operand is operand for u in reversed(self.uses))
+        here = itertools.takewhile(lambda u: u.node is node, reversed(self.uses))
+        return any(u.operand is operand for u in here)
 
 
 Call = Any
