@@ -30,6 +30,7 @@ from autofit.passes.place_multipliers import PlaceMultipliers, folds, multipliab
 from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
 from autofit.passes.tune import Tune
 from autofit.plan import Plan
+from autofit.provenance import Parametrization, forget_parametrization, loaded, read_parametrization
 from autofit.report import render, to_json
 from autofit.residuals import residuals
 from autofit.roles import Roles
@@ -62,6 +63,7 @@ class Analysis:
         applied: whether the plan was applied to the model.
         recipe: how initial values come about, of a model that was on ``meta``.
         spreads: initial values before anything was done, by parameter name.
+        tunables: factors that were tuned at the base.
     """
 
     model: nn.Module = field(repr=False)
@@ -70,6 +72,7 @@ class Analysis:
     applied: bool
     recipe: Recipe | None = field(default=None, repr=False)
     spreads: Mapping[str, Spread] = field(default_factory=dict, repr=False)
+    tunables: Tunables = field(default_factory=Tunables, repr=False)
 
     def param_groups(
         self,
@@ -202,6 +205,7 @@ class Analysis:
             raise self._with_fields(error) from None
         if not any(fold.untie for fold in todo):
             lowering.bake(self.model, self.plan, todo)
+            forget_parametrization(self.model)
             return self.model
         with lowering.untied(self.model, self.plan, todo):
             example = self.roles.growth.dims.program.example.filled()
@@ -213,6 +217,7 @@ class Analysis:
                     "untied, this model computes something else: its forward looks at whether it is tied",
                     todo="keep the multipliers in forward, or export the source; nothing was changed",
                 )
+        forget_parametrization(self.model)
         return self.model
 
     def _with_fields(self, error: LoweringError) -> LoweringError:
@@ -245,6 +250,7 @@ class Analysis:
         todo = folds(self.roles, untie=True)
         if state is None:
             lowering.unbake(self.model, self.plan, todo)
+            self.parametrization().keep(self.model)
         elif not lowering.is_muified(self.model):
             raise LoweringError("this model is baked itself", todo="load_state_dict loads a baked checkpoint into it")
         else:
@@ -312,6 +318,10 @@ class Analysis:
         names = (BRANCHES if i == 0 else f"{BRANCHES}.{i + 1}" for i in range(len(self.plan.branches)))
         return {**self.plan.base, **dict(zip(names, self.plan.branches, strict=True))}
 
+    def parametrization(self) -> Parametrization:
+        """What decides groups and forward beside the model; a transformers configuration carries it."""
+        return Parametrization(self.base(), self.plan.scheme, self.plan.form, self.tunables)
+
     def save_base(self, path: str | os.PathLike[str]) -> None:
         """Write `base` as a small JSON file, which ``base=path`` reads for a model of any depth."""
         Path(path).write_text(json.dumps(self.base(), indent=2) + "\n")
@@ -328,8 +338,8 @@ def analyze(
     model: nn.Module,
     example: Any = None,
     *,
-    base: Base = 256,
-    scheme: str = "mup",
+    base: Base | None = None,
+    scheme: str | None = None,
     form: str | None = None,
     init: Literal["auto", "keep"] = "auto",
     strict: bool = True,
@@ -345,6 +355,11 @@ def analyze(
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
     say = progress or (lambda stage: None)
+    said = read_parametrization(model) if isinstance(model, nn.Module) else None
+    if said is not None and scheme in (None, said.scheme):
+        form = form or said.form
+        tunables = said.tunables if tunables is None else tunables
+    scheme = scheme or (said.scheme if said else "mup")
     rules, knobs = table(scheme, form=form), Tunables.of(tunables)
     _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen, unused=unused)
     if lowering.is_muified(model):
@@ -352,8 +367,8 @@ def analyze(
             "this model is already muified",
             todo="use the object that muify returned; a plan is made from an untouched model",
         )
-    if isinstance(base, int | float) and hasattr(model, "mup_base"):
-        base = _own_base(model)
+    if base is None:
+        base = said.base if said else _own_base(model) if hasattr(model, "mup_base") else 256
     say("capture")
     recipe = find_recipe(model)
     dims = InferDims()(capture(model, example, recipe.scalars(model) if recipe else None))
@@ -378,6 +393,7 @@ def analyze(
     modules = dict(model.named_modules(remove_duplicate=False))
     carriers = PlaceMultipliers(modules, rules.folds)(roles)
     drawn = spreads(model) | (recipe.spreads(model) if recipe else {})
+    kept = loaded(model) if init == "auto" else frozenset()
     make = MakePlan(
         carriers=carriers,
         spreads=drawn,
@@ -386,6 +402,7 @@ def analyze(
         form=rules.form,
         bottleneck=bottleneck,
         init=init,
+        loaded=kept if said else frozenset(),
         constants=init_constants(model),
         zero_readout=zero_readout,
         queries=queries(roles) if zero_query else {},
@@ -397,15 +414,56 @@ def analyze(
     plan = make(roles)
     if recipe is None and any(p.is_meta for p in model.parameters()):
         plan = replace(plan, notes=(*plan.notes, NOT_SEEN))
-    return Analysis(model, plan, roles, False, recipe, drawn)
+    found = Analysis(model, plan, roles, False, recipe, drawn, replace(knobs, folded=False))
+    _check_loaded(found, kept, said)
+    return found
+
+
+def _check_loaded(found: Analysis, kept: frozenset[str], said: Parametrization | None) -> None:
+    """Values of a checkpoint are in the parametrization in which they were trained, and in no other.
+
+    Raises:
+        PlanError: they would get factors, and nothing says that they are in muP.
+        BaseError: their configuration says another base or scheme.
+    """
+    plan = found.plan
+    mine = [p for p in plan.parameters.values() if kept.intersection(p.names) and p.name in trainable(found.model)]
+    if not mine:
+        return
+    own = found.parametrization()
+    if said is None:
+        changed = (
+            any(p.init_factor != 1 for p in mine) or plan.multiplied() or any(s.multiplier != 1 for s in plan.sites)
+        )
+        if changed:
+            raise PlanError(
+                f"{mine[0].name} was read from a checkpoint, which was not trained in muP: its configuration does not "
+                "say so, and muP would change what it computes",
+                todo="build the model by from_config; for adapters beside it, freeze it and pass frozen='keep'; "
+                "init='keep' says that the values are of a run in muP with this base",
+            )
+        return
+    other = [f"{d} {own.base[d]:g}, not {n:g}" for d, n in said.base.items() if own.base.get(d, n) != n]
+    other += [f"{a}, not {b}" for a, b in ((own.scheme, said.scheme), (own.form, said.form)) if a != b]
+    if other:
+        raise BaseError(
+            f"{mine[0].name} was read from a checkpoint of another base or scheme ({'; '.join(other)})",
+            where="the configuration of the model, which save_pretrained wrote",
+            todo="leave base= and scheme= out, and the checkpoint's are taken",
+        )
+
+
+def trainable(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that have a gradient."""
+    return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
 
 def muify(
     model: nn.Module,
     example: Any = None,
     *,
-    base: Base = 256,
-    scheme: str = "mup",
+    base: Base | None = None,
+    scheme: str | None = None,
     form: str | None = None,
     init: Literal["auto", "keep"] = "auto",
     strict: bool = True,
@@ -431,13 +489,16 @@ def muify(
         base: where the width is 1x: base size of the main dimension (the one the readout contracts), a
             second, narrower model, that with its own example where the input is as wide as the model (a pair), or a
             factory of either, a mapping ``{dimension: size}``, or the path of a
-            saved base (JSON) or of mup's ``.bsh``.
+            saved base (JSON) or of mup's ``.bsh``. ``None`` is what the configuration of a transformers model says,
+            which carries the base of the run that saved it; else 256.
         scheme: parametrization, as `autofit rules` lists them: ``"mup"``, with depth ``"mup+completep"`` or
-            ``"mup+depth"``, and for comparison ``"sp"`` (nothing) or ``"ntk"``.
+            ``"mup+depth"``, and for comparison ``"sp"`` (nothing) or ``"ntk"``; ``None`` is the configuration's, else
+            ``"mup"``.
         form: where multipliers are, in one and the same training run (TP5 Lemma J.1): ``"table8"`` in forward,
             ``"table3"`` those of readouts in initial values and learning rates, ``"folded"`` all of them, so that
             forward and checkpoints are plain, ``"table9"`` in forward on both ends.
-        init: ``"auto"`` rescales initial values, ``"keep"`` touches none.
+        init: ``"auto"`` rescales initial values, but for those that `from_pretrained` read from a checkpoint of this
+            parametrization; ``"keep"`` touches none.
         strict: refuse where an answer would be a guess.
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.
         grow: under a numeric base, whether the number of ``"heads"`` or the ``"head_dim"`` grows.
@@ -491,6 +552,7 @@ def muify(
         lowering.rescale(model, found.plan)
         verify_values(found.plan, spreads(model, found.plan.rescaled()))
     forget(model)
+    found.parametrization().keep(model)
     return replace(found, applied=True)
 
 

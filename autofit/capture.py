@@ -24,6 +24,7 @@ from autofit.folding import Folding, unfold
 from autofit.functional import functionalize
 from autofit.inline import inline
 from autofit.program import Captured, Parameter, Program, describe, storage_key
+from autofit.provenance import FIELD
 from autofit.record import record
 
 
@@ -80,7 +81,9 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         inputs=captured.inputs,
         front_end=captured.front_end,
         model_name=type(model).__name__,
-        config=_numbers(config.to_dict()) if hasattr(config, "to_dict") else {},
+        config=_numbers({k: v for k, v in config.to_dict().items() if k != FIELD})
+        if hasattr(config, "to_dict")
+        else {},
         constants=captured.constants | {n: known[name] for n, name in captured.unknown.items() if name in known},
         notes=tuple(notes),
         inferred=example.inferred,

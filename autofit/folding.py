@@ -300,7 +300,8 @@ class Folding:
             _NotTold: something in it is not seen from here.
             _Again: it left something behind, so that no second run of it is the first one.
         """
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
+        # no mode of the tracer's, and kernels of C++ where there are some
+        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisablePythonDispatcher():
             stand_ins = {id(v): _stand_in(v) for v in leaves if isinstance(v, torch.Tensor)}
             given = [stand_ins[id(v)] if isinstance(v, torch.Tensor) else v for v in leaves]
             stream = _Stream([*stand_ins.values(), *(t for _, _, t in block.slots)], block.runs)

@@ -12,7 +12,7 @@ from typing import Literal
 from autofit.errors import PlanError
 from autofit.measure import Fan, Law, Spread, find_law, pool
 from autofit.plan import Carrier, ParameterPlan, ParameterTable, Plan, SitePlan
-from autofit.program import LAYER_INDEX
+from autofit.program import LAYER_INDEX, Parameter
 from autofit.roles import ParameterRole, Roles
 from autofit.rules import BRANCH, table
 from autofit.tunables import Knob, Tunables
@@ -30,6 +30,7 @@ class MakePlan:
         form: where its multipliers are.
         bottleneck: init of inner bottlenecks, RULES 7.
         init: ``auto`` rescales initial values, ``keep`` touches none.
+        loaded: names of parameters whose values are of a checkpoint in this parametrization, and stay.
         constants: numbers of the model's configuration that its init may use.
         frozen: what becomes of parameters without gradient: ``keep`` their values, ``plan`` them like all, or
             ``None``: refuse where these differ.
@@ -47,6 +48,7 @@ class MakePlan:
     form: str = "table8"
     bottleneck: Literal["hidden", "output"] = "hidden"
     init: Literal["auto", "keep"] = "auto"
+    loaded: frozenset[str] = frozenset()
     constants: tuple[float, ...] = field(default=())
     frozen: Literal["keep", "plan"] | None = None
     unused: Literal["freeze"] | None = None
@@ -80,10 +82,10 @@ class MakePlan:
                     folds[name] = folds.get(name, 1.0) * site.multiplier
         depth = _depth(roles.parameters)
         plans = tuple(self._parameter(r, folds.get(n, 1.0), depth, roles) for n, r in roles.parameters.items())
-        plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed else p for p in plans)
+        plans = tuple(replace(p, init_factor=0.0) if p.name in zeroed and not self._kept(p) else p for p in plans)
         if self.queries and self.init == "keep":
             raise PlanError("zero_query=True changes values, and init='keep' forbids it", todo="choose one of them")
-        plans = tuple(replace(p, zeros=self.queries.get(p.name)) for p in plans)
+        plans = tuple(replace(p, zeros=None if self._kept(p) else self.queries.get(p.name)) for p in plans)
         plans = tuple(self._unfrozen(p, roles) for p in plans)
         made = {p.name: p.init_factor for p in plans}
         lengths = {r.parameter.name: r.length_of for r in roles.parameters.values() if r.length_of}
@@ -124,6 +126,9 @@ class MakePlan:
             frozen=roles.unused if self.unused == "freeze" else (),
             branches=roles.branches,
         )
+
+    def _kept(self, p: ParameterPlan | Parameter) -> bool:
+        return bool(self.loaded.intersection(p.names))
 
     def _unfrozen(self, p: ParameterPlan, roles: Roles) -> ParameterPlan:
         """Keep a parameter without gradient as it is, or ask whether to."""
@@ -232,9 +237,10 @@ class MakePlan:
         multiplier, larger = self._multiplier(r, roles)
         fold *= larger
         knob = self._knob(r, roles)
-        spread = self.spreads.get(r.parameter.name)
+        kept = self._kept(r.parameter)
+        spread = None if kept else self.spreads.get(r.parameter.name)
         alike = self.pooled.get(_fold(r.parameter.name, r.parameter.shape))
-        law, factor, drawn = Law("not measured", 1.0), 1.0, rule.init is not None
+        law, factor, drawn = Law("loaded" if kept else "not measured", 1.0), 1.0, rule.init is not None and not kept
         if spread is not None:
             law = self._law(r, alike or spread, spread, depth, roles)
             if rule.init is not None:
@@ -249,7 +255,7 @@ class MakePlan:
             factor, drawn = 1.0, False  # gains around one, decay rates: not a draw around zero
         if self.init == "keep" and fold * knob.init != 1:
             self._check_values_may_change(f"a factor of {r.parameter.name}", r.where)
-        factor *= fold * knob.init
+        factor *= 1.0 if kept else fold * knob.init
         factor = 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor  # roots and powers leave a rest
         return ParameterPlan(
             name=r.parameter.name,
