@@ -1,12 +1,14 @@
-"""The command line: ``autofit report | explain | proxy | rules``."""
+"""The command line: ``autofit report | explain | export | check | proxy | rules``."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -132,6 +134,140 @@ def explain(target: str, name: str, *, options: Options = DEFAULTS) -> None:
 
 
 @app.command
+def export(
+    target: str,
+    *,
+    options: Options = DEFAULTS,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    diff: Annotated[bool, Parameter(negative=())] = False,
+    stages: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write the rewritten model as one Python file that needs torch alone.
+
+    Args:
+        target: the model.
+        options: of the analysis.
+        output: the file; without it, the source is printed.
+        diff: print what muP changes instead, as a patch from the exported model as it was.
+        stages: print every stage of the analysis as text instead.
+    """
+    found = options.analyze(target)
+    if diff or stages:
+        print(found.diff() if diff else found.stages(), end="")
+        return
+    with Console(stderr=True).status("export"):
+        made = found.export(output)
+    if output is None:
+        print(made.text, end="")
+        return
+    console = Console(markup=False, highlight=False)
+    lines = len(made.text.splitlines())
+    console.print(f"{output}: {lines} lines, {made.classes} classes; equal to the model {made.shown}")
+    for note in made.notes:
+        console.print(f"  {note}")
+    for name, op in made.fallbacks:
+        console.print(f"  {name} calls {op} by its ATen name")
+
+
+@app.command
+def check(
+    target: str,
+    *,
+    widths: str = "64,128,256,512",
+    base: int | None = None,
+    depth: int | None = None,
+    optimizer: str = "adam",
+    lr: float = 1e-2,
+    steps: int = 4,
+    seeds: int = 2,
+    scheme: str = "mup",
+    form: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+    control: bool = True,
+    strict: bool = True,
+    plot: Path | None = None,
+    page: Path | None = None,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Coordinate check: train a few steps at several widths; exit code 0 if nothing grows that must not, else 1.
+
+    A factory with an argument "width" is called with it, and may return a module; a module and its example; or, edited
+    by hand, a module and its optimizer. Any other target is built at smaller widths as by "autofit proxy".
+
+    Args:
+        target: the model.
+        widths: at least three, separated by commas.
+        base: base width; the smallest if not given.
+        depth: layers of all models, of a target that is not called with a width.
+        optimizer: as "autofit rules" lists them.
+        lr: at the base.
+        steps: of training.
+        seeds: how many.
+        scheme: parametrization.
+        form: where the multipliers are.
+        settings: KEY=VALUE for the factory or config; may be repeated.
+        control: measure the same without muP, too.
+        strict: refuse where an answer would be a guess.
+        plot: draw sizes over width into this .png or .svg.
+        page: write everything as one HTML page.
+        json_: print JSON.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from autofit.coordinates import coord_check
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("build", total=None)
+        wanted = _widths(widths)
+        answer = coord_check(
+            _at_widths(target, settings or [], {*wanted, base or min(wanted)}, depth),
+            wanted,
+            base,
+            optimizer,
+            lr,
+            steps,
+            seeds,
+            control=control,
+            title=target,
+            progress=lambda stage, done, of: bar.update(task, description=stage, completed=done, total=of),
+            scheme=scheme,
+            form=form,
+            strict=strict,
+        )
+    for path, write in ((plot, answer.plot), (page, answer.page)):
+        if path is not None:
+            write(path)
+    if json_:
+        print(json.dumps(answer.to_json(), indent=2))
+    else:
+        console = Console(markup=False, highlight=False)
+        for piece in answer.renderables():
+            console.print(piece)
+    sys.exit(0 if answer.ok else 1)
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(w) for w in text.split(",")]
+    except ValueError:
+        raise TargetError(f"--widths {text!r}: give whole numbers, as 64,128,256") from None
+
+
+def _at_widths(target: str, settings: list[str], widths: set[int], depth: int | None) -> Callable[[int], Any]:
+    """What builds a target at a width."""
+    from autofit.narrow import family
+
+    kind, _, rest = target.partition(":")
+    if kind not in ("hf", "timm") and rest:
+        factory, keywords = _factory(kind, rest), dict(_setting(s) for s in settings)
+        if "width" in inspect.signature(factory).parameters:
+            return lambda width: factory(**{**keywords, "width": width})
+    source, example, arguments = _source(target, settings)
+    return family(source, example, widths=widths, depth=depth, arguments=arguments)
+
+
+@app.command
 def proxy(
     target: str,
     *,
@@ -147,7 +283,7 @@ def proxy(
         depth: of the narrow one, in layers.
         settings: KEY=VALUE for the factory or config; may be repeated.
     """
-    from autofit.proxy import proxy as make
+    from autofit.narrow import proxy as make
 
     with Console(stderr=True).status("proxy"):
         source, example, arguments = _source(target, settings or [])

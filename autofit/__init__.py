@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CaptureError,
         DimensionError,
         ExampleError,
+        ExportError,
         LoweringError,
         OptimizerError,
         PlanError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
     from autofit.exponents import measure_optimizer
     from autofit.narrow import Proxy, family, proxy
+    from autofit.parts import Part, apply
     from autofit.plan import Plan
     from autofit.searching import Sweep, sweep
     from autofit.tunables import Knob, Tunables
@@ -38,6 +40,7 @@ _HOME = {
             "CaptureError",
             "DimensionError",
             "ExampleError",
+            "ExportError",
             "LoweringError",
             "OptimizerError",
             "PlanError",
@@ -51,10 +54,12 @@ _HOME = {
     "coord_check": "autofit.coordinates",
     "check": "autofit.checking",
     "Knob": "autofit.tunables",
+    "Part": "autofit.parts",
     "Plan": "autofit.plan",
     "Tunables": "autofit.tunables",
     "Sweep": "autofit.searching",
     "sweep": "autofit.searching",
+    "apply": "autofit.parts",
     "Proxy": "autofit.narrow",
     "deferred_init": "autofit.deferred",
     "family": "autofit.narrow",
@@ -71,9 +76,11 @@ __all__ = [
     "CoordCheck",
     "DimensionError",
     "ExampleError",
+    "ExportError",
     "Knob",
     "LoweringError",
     "OptimizerError",
+    "Part",
     "Plan",
     "PlanError",
     "Proxy",
@@ -82,6 +89,7 @@ __all__ = [
     "Tunables",
     "VerificationError",
     "analyze",
+    "apply",
     "check",
     "coord_check",
     "deferred_init",

@@ -34,7 +34,7 @@ from autofit.provenance import Parametrization, forget_parametrization, loaded, 
 from autofit.report import render, to_json
 from autofit.residuals import residuals
 from autofit.roles import Roles
-from autofit.rules import optimizers, table
+from autofit.rules import table
 from autofit.source.fields import scale_fields
 from autofit.source.write import Source, difference, export
 from autofit.stages import stages
@@ -143,9 +143,11 @@ class Analysis:
         Raises:
             OptimizerError: as `param_groups`.
         """
-        cls, rule = optim.optimizer_class(optimizer)
-        key = optimizers()[rule].by_shape
-        made = self.param_groups(
+        if self.applied:
+            lowering.require_installed(self.model, self.plan)
+        return optim.make_optimizer(
+            self.model,
+            self.plan,
             optimizer,
             lr,
             weight_decay,
@@ -155,9 +157,8 @@ class Analysis:
             beside=beside,
             groups=groups,
             per_parameter=per_parameter,
-            **{k: v for k, v in settings.items() if k == key},
+            settings=settings,
         )
-        return optim.built(cls, rule, made, lr, settings)
 
     def init_(self, generator: torch.Generator | None = None) -> None:
         """Draw the initial values of a model that was on ``meta`` when it was muified, once it has memory.

@@ -81,9 +81,7 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         inputs=captured.inputs,
         front_end=captured.front_end,
         model_name=type(model).__name__,
-        config=_numbers({k: v for k, v in config.to_dict().items() if k != FIELD})
-        if hasattr(config, "to_dict")
-        else {},
+        config=_numbers(config.to_dict() | {FIELD: None}) if hasattr(config, "to_dict") else {},
         constants=captured.constants | {n: known[name] for n, name in captured.unknown.items() if name in known},
         notes=tuple(notes),
         inferred=example.inferred,

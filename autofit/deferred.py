@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
@@ -434,7 +434,13 @@ def _initialize_transformers(model: nn.Module) -> bool:
     return any(found)
 
 
-def draw_all(recipe: Recipe, model: nn.Module, plan: Plan, generator: torch.Generator | None) -> None:
+def draw_all(
+    recipe: Recipe,
+    model: nn.Module,
+    plan: Plan,
+    generator: torch.Generator | None,
+    order: Mapping[str, int] | None = None,
+) -> None:
     """Write initial values, each times its planned factor, into a model that has memory but no values.
 
     Every tensor is drawn whole and with its own seed, and a shard takes its part, so that the values do not depend
@@ -445,6 +451,7 @@ def draw_all(recipe: Recipe, model: nn.Module, plan: Plan, generator: torch.Gene
         model: materialized, on any device; parameters may be ``DTensor`` shards.
         plan: factors and ties; a tie that materializing broke is made again.
         generator: of the seeds; torch's default one if ``None``. Shards take the first process's.
+        order: place of each parameter in a larger model, whose values these are; ``None`` for all of a model.
 
     Raises:
         PlanError: a tensor is still on ``meta``, nothing recorded gives it values, or a tie of shards is broken.
@@ -467,7 +474,7 @@ def draw_all(recipe: Recipe, model: nn.Module, plan: Plan, generator: torch.Gene
         torch.distributed.broadcast_object_list(shared)
         start = shared[0]
     for i, (name, t) in enumerate(targets):
-        whole = recipe.draw(name, t.device, start + i)
+        whole = recipe.draw(name, t.device, start + (order or {}).get(name, i))
         _fill(t, draw(whole.clone(), plan.parameters[name]) if name in plan.parameters else whole)
 
 
