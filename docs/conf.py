@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -32,7 +33,7 @@ maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = "autofit"
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 html_extra_path = ["llms.txt"]
 
 
@@ -58,13 +59,14 @@ def split(app: Any, what: str, name: str, thing: object, options: object, lines:
             lines[i : i + 1 + more] = itertools.chain.from_iterable(each)
 
 
-def plain(app: Any, what: str, name: str, thing: Any, options: Any, arguments: str | None, result: str | None) -> Any:
-    """Signatures of records that have a default of their own for each object, in a form that is read as one."""
-    return arguments and arguments.replace("<factory>", "..."), result
+def unsigned(app: Any, what: str, name: str, thing: Any, options: Any, arguments: str, result: str) -> Any:
+    """Records are made by the passes: what they hold is in their description, and they need no signature besides."""
+    made = what != "class" or not dataclasses.is_dataclass(thing) or thing in (autofit.Knob, autofit.Tunables)
+    return None if made else ("", None)
 
 
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.connect("include-read", rebase)
-    app.connect("autodoc-process-signature", plain)
+    app.connect("autodoc-process-signature", unsigned)
     app.connect("autodoc-process-docstring", split, priority=400)  # before Napoleon

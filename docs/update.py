@@ -18,9 +18,8 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autofit.cli import app
 
@@ -32,8 +31,7 @@ LAYERS = re.compile(r"<!-- layers -->\n.*?<!-- end -->", re.DOTALL)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A fenced block of a page.
 
     Attributes:
