@@ -91,10 +91,10 @@ class Analysis:
         """Optimizer groups, one per distinct setting, in the order of ``model.parameters()``.
 
         Args:
-            optimizer: a class of the table of rules (`autofit rules`), or its name there, as ``"adamw"``.
+            optimizer: a class of the table of rules (``autofit rules``), or its name there, as ``"adamw"``.
             lr, weight_decay, eps: values tuned at the base width; ``None`` is the optimizer's default.
             scale_eps: ``False`` leaves eps alone, as the ``mup`` package does.
-            decoupled_weight_decay: torch's option of that name, for `Adam`, `NAdam` and `RAdam`.
+            decoupled_weight_decay: torch's option of that name, for ``Adam``, ``NAdam`` and ``RAdam``.
             beside: settings of the optimizer for what this one does not take: `torch.optim.Muon` takes matrices
                 inside the model, and AdamW tables, readouts, stacks of experts and vectors, at an ``lr`` of its own.
             groups: your own groups; their settings stay and are split where muP needs it.
@@ -138,7 +138,8 @@ class Analysis:
     ) -> torch.optim.Optimizer:
         """An instance of the optimizer class with muP groups; ``settings`` go to its constructor.
 
-        Where the class takes only some of the parameters, one object (`Together`) steps it and the other.
+        Where the class takes only some of the parameters, one object (`~autofit.together.Together`) steps it and
+        the other.
 
         Raises:
             OptimizerError: as `param_groups`.
@@ -492,13 +493,13 @@ def muify(
             factory of either, a mapping ``{dimension: size}``, or the path of a
             saved base (JSON) or of mup's ``.bsh``. ``None`` is what the configuration of a transformers model says,
             which carries the base of the run that saved it; else 256.
-        scheme: parametrization, as `autofit rules` lists them: ``"mup"``, with depth ``"mup+completep"`` or
+        scheme: parametrization, as ``autofit rules`` lists them: ``"mup"``, with depth ``"mup+completep"`` or
             ``"mup+depth"``, and for comparison ``"sp"`` (nothing) or ``"ntk"``; ``None`` is the configuration's, else
             ``"mup"``.
         form: where multipliers are, in one and the same training run (TP5 Lemma J.1): ``"table8"`` in forward,
             ``"table3"`` those of readouts in initial values and learning rates, ``"folded"`` all of them, so that
             forward and checkpoints are plain, ``"table9"`` in forward on both ends.
-        init: ``"auto"`` rescales initial values, but for those that `from_pretrained` read from a checkpoint of this
+        init: ``"auto"`` rescales initial values, but for those that ``from_pretrained`` read from a checkpoint of this
             parametrization; ``"keep"`` touches none.
         strict: refuse where an answer would be a guess.
         bottleneck: initial std of inner bottlenecks: ``"hidden"`` r_in^-1/2 or ``"output"`` r_in^-1.

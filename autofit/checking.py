@@ -63,7 +63,7 @@ class Row:
 
     Attributes:
         name: of the parameter.
-        use: its name with a number where it has several uses, as of what is measured (`autofit.replay.named_uses`).
+        use: its name with a number where it has several uses, as of what is measured (``autofit.replay.named_uses``).
         role: of this use: ``input``, ``hidden``, ``output``, ``bottleneck``, ``vector`` or ``fixed``.
         where: module path, op and source line.
         start: of what it gives at the start; ``None`` for nothing.
@@ -168,7 +168,7 @@ def check(
         lr: learning rate of the base; ``None`` takes the one that suits most parameters, and says so.
 
     Returns:
-        The answer: ``ok``, ``findings`` with the place and what would be right, and all exponents.
+        Whether it is right, findings with the place and what would be right, and all exponents.
 
     Raises:
         AutofitError: no base, one that does not fit, groups of other parameters, or an optimizer without a law.

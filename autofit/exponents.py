@@ -251,8 +251,8 @@ def measure_optimizer(
 
     Args:
         optimizer: a class that takes parameter groups, ``lr`` and ``settings``.
-        name: of its rule, for `mu.optimizer` and `mu.param_groups`; ``None`` is the class's in small letters. The class
-            itself finds it, too.
+        name: of its rule, for `Analysis.optimizer` and `Analysis.param_groups`; ``None`` is the class's in small
+            letters. The class itself finds it, too.
         scheme: whose initial values and multipliers the net has.
         widths: in elements, multiples of 32.
         lr: so small that nothing else changes.

@@ -35,10 +35,10 @@ class Monomial:
 
     @classmethod
     def parse(cls, text: str) -> Monomial:
-        """Read ``1``, ``r_out/r_in``, ``r_in^-1/2``, ``r_out^1/2*r_in``: what `str` writes.
+        """Read ``1``, ``r_out/r_in``, ``r_in^-1/2``, ``r_out^1/2*r_in``: what ``str`` writes.
 
         Raises:
-            ValueError: not such a product, or a ratio that is none of `SYMBOLS`.
+            ValueError: not such a product, or a ratio that is none of ``SYMBOLS``.
         """
         found, at = ONE, 0
         while at < len(text):

@@ -37,7 +37,7 @@ class ParameterRole:
     Attributes:
         parameter: the parameter.
         role: its role (RULES: input, hidden, output, vector, fixed).
-        kind: what it is to somebody who tunes it (`autofit.kinds`).
+        kind: what it is to somebody who tunes it (``autofit.kinds``).
         r_in: growth of the axes contracted with the activation, dimensionless.
         r_out: growth of the axes that survive.
         fan_in: contracted elements, kernel taps included.

@@ -31,7 +31,7 @@ class Optimizer:
         eps: whether it has a small number beside the root mean square of the gradients.
         source: where its rule comes from.
         beside: the optimizer of all but matrices inside the model, if it takes only these.
-        by_shape: the setting that names its own factor on lr, a function of a matrix's shape (`BY_SHAPE`).
+        by_shape: the setting that names its own factor on lr, a function of a matrix's shape (``BY_SHAPE``).
         one_lr: whether all parameters must have one learning rate.
     """
 

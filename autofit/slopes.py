@@ -70,7 +70,7 @@ class Line:
 
     @property
     def finite(self) -> float:
-        """How far widths like these are from the limit, by prediction: what a slope may be off for that."""
+        """How far widths like these are from the limit, by prediction, which is what a slope may be off."""
         if self.limit is None or self.predicted[1] is None:
             return 0.0
         return max(-0.5, min(self.predicted[1] - self.limit, 0.5))

@@ -54,7 +54,7 @@ class Source:
         notes: what is built in, or was not seen.
         fallbacks: blocks that are written op by op, as (module, op).
         classes: how many there are.
-        shown: how it was shown that the file is the model (`autofit.source.proof`).
+        shown: how it was shown that the file is the model (``autofit.source.proof``).
     """
 
     text: str
