@@ -76,7 +76,7 @@ def normalize(example: Any) -> Example:
 
 def without_cache(model: nn.Module, example: Example) -> Example:
     """The example with ``use_cache=False`` where a transformers model would else return a cache."""
-    signature = inspect.signature(model.forward)
+    signature = inspect.signature(_wrapped(model).forward)
     if not hasattr(model, "config") or "use_cache" not in signature.parameters:
         return example
     try:
@@ -84,6 +84,12 @@ def without_cache(model: nn.Module, example: Example) -> Example:
     except TypeError:
         return example
     return example if "use_cache" in given else replace(example, kwargs={**example.kwargs, "use_cache": False})
+
+
+def _wrapped(model: nn.Module) -> nn.Module:
+    """What a model of peft hands its arguments to, whose own signature does not name them all; otherwise the model."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
 
 
 def beside(model: nn.Module, example: Example) -> Example:
@@ -141,7 +147,7 @@ def _field(config: Any, *names: str, default: Any = None) -> Any:
 
 def _from_config(model: nn.Module, config: Any) -> Iterator[Example]:
     """Inputs by the model's signature; sizes by its configuration where it fixes them."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(_wrapped(model).forward).parameters
     limit = int(_field(config, "max_position_embeddings", "n_positions", "max_seq_len", default=512) or 512)
     (batch,) = _primes(model, 1, 3)
     lengths = _primes(model, 3, 5 if limit < 64 else 17, max(limit, 5) if limit < 64 else 10**9)

@@ -53,6 +53,16 @@ def test_lora_pair_on_a_frozen_base(base: int | str) -> None:
     assert {n: rate for n, rate in trained.items() if rate != (1e-3 if "lora_B" in n else 2.5e-4)} == {}
 
 
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_peft_needs_no_example(task: str | None) -> None:
+    """Its forward takes anything, and what it wraps has the names; a cache, which it would return, is left out."""
+    config = peft.LoraConfig(task_type=task, r=8, target_modules="all-linear")
+    found = autofit.analyze(peft.get_peft_model(llama(128), config), base=64, frozen="keep")
+    program = found.roles.growth.dims.program
+    assert program.front_end == "torch.export"
+    assert program.example.kwargs.keys() == {"input_ids", "use_cache"}
+
+
 def test_an_adapter_size_given_in_a_mapping_counts() -> None:
     found = autofit.analyze(with_lora(256), IDS, base=64, frozen="keep")
     assert sum("adapter's own size" in n for n in found.plan.notes) == 3
