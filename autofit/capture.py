@@ -88,6 +88,7 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         buffers=captured.buffers,
         tensors=captured.tensors,
         example=example,
+        folded=captured.folded,
     )
 
 
@@ -223,6 +224,7 @@ def _exported(model: nn.Module, example: Example, front_end: str, gradients: boo
             if s.kind.name == "BUFFER" and (b := held.get(s.arg.name)) is not None
             if b.is_meta and b.numel() == 1 and b.is_floating_point()
         },
+        folded=len(folding.copied) if folding is not None else 0,
         buffers={s.arg.name: str(s.target) for s in specs if s.kind.name == "BUFFER"},
         tensors={
             s.arg.name: value

@@ -204,21 +204,21 @@ class Folding:
     found: bool = False
     _known: dict[Hashable, Traced] = field(default_factory=dict)
     _whole: set[str] = field(default_factory=set)
+    _apart: set[str] = field(default_factory=set)
     _numbers: list[int] = field(default_factory=list)
     _inside: bool = False
     _again: bool = False
-    _failed: bool = False
 
     def again(self) -> bool:
-        """After an export that failed, or that `failed` says is none: whether another one may do better."""
-        again, failed = self._again and len(self._whole) < COPIES, self._failed
+        """After an export that failed: whether another one, with less folded, may do better."""
+        again = self._again and len(self._whole) + len(self._apart) < COPIES
         self.traced, self.copied, self.without, self._known, self._again = {}, [], {}, {}, False
-        return again and not failed
+        return again
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Let equal siblings run through this."""
-        blocks = equal_siblings(self.model)
+        blocks = [block for block in equal_siblings(self.model) if block.first not in self._apart]
         self.found = bool(blocks)
         before = [(attributes, dict(attributes)) for block in blocks for attributes in block.attributes]
         try:
@@ -238,7 +238,7 @@ class Folding:
                 attributes.update(saved)
             for number in self._numbers:
                 _GIVEN.pop(number, None)
-        if self._failed or self._again:
+        if self._again:  # a forward that goes on whatever happens
             raise _Again
 
     def _is_whole(self, block: Block) -> bool:
@@ -250,12 +250,10 @@ class Folding:
         leaves, structure = _pytree.tree_flatten((args, kwargs))
         try:
             key = self._run_of(block, original, leaves, structure)
-        except Exception as error:  # whatever a forward raises on meta: it is traced, and says it there
-            if self._failed:
-                raise
-            if self._is_whole(block):
-                return original(*args, **kwargs)
-            raise self._instead(block) from error
+        except Exception as error:  # whatever a forward raises on meta: next time it is traced, and says it there
+            self._again = True
+            self._apart.add(block.first)
+            raise _Again from error
         tensors = [v for v in leaves if isinstance(v, torch.Tensor)]
         like = self._known.get(key)
         if like is not None:
@@ -263,7 +261,9 @@ class Folding:
             self.copied.append(Copied(number, block.path, like))
             return like.filled(torch.ops.autofit.fold(tensors, number))
         if not self._is_whole(block):
-            raise self._instead(block)
+            self._again = True
+            self._whole.add(block.path)
+            raise _Again
         block.runs.append(key[-1])
         number = self._mark([_form(t) for t in tensors])
         entered = iter(torch.ops.autofit.fold(tensors, number))
@@ -281,12 +281,6 @@ class Folding:
         traced = self.traced[number] = self._known[key] = Traced(number, block.path, forms, places, shape)
         return traced.filled(torch.ops.autofit.fold(given, self._mark(forms)))
 
-    def _instead(self, block: Block) -> _Again:
-        """Trace this block, too, next time."""
-        self._again = True
-        self._whole.add(block.path)
-        return _Again()
-
     def _mark(self, forms: list[Form]) -> int:
         number = next(_NUMBERS)
         self._numbers.append(number)
@@ -297,8 +291,7 @@ class Folding:
         """Everything that a call computes, so that equal answers are equal programs; the last of it are its steps.
 
         Raises:
-            _NotTold: something in it is not seen from here.
-            _Again: it left something behind, so that no second run of it is the first one.
+            _NotTold: something in it is not seen from here, or it leaves something behind.
         """
         # no mode of the tracer's, and kernels of C++ where there are some
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisablePythonDispatcher():
@@ -323,8 +316,7 @@ class Folding:
             unchanged = all(_same(a, b) for a, b in zip(before, block.attributes, strict=True))
             del passed, given, after, result
             if not (same and unchanged and stream.leaves_nothing(values)):
-                self._failed = True
-                raise _Again
+                raise _NotTold
         return type(block.module), repr(structure), said, gives, repr(shape), tuple(stream.steps)
 
 

@@ -49,6 +49,7 @@ class Captured:
         unknown: one-element buffers on ``meta``, by node name.
         buffers: name of the buffer behind a node, by node name.
         tensors: what the program itself holds, by node name.
+        folded: module calls that are copies of a traced one.
     """
 
     module: fx.GraphModule
@@ -59,6 +60,7 @@ class Captured:
     unknown: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    folded: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Program:
         buffers: name of the buffer behind a node, by node name.
         tensors: what the program itself holds, by node name.
         example: the call that was captured.
+        folded: module calls that are copies of a traced one, each found equal to it.
     """
 
     module: fx.GraphModule
@@ -92,6 +95,7 @@ class Program:
     buffers: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     example: Any = field(default=None, repr=False)
+    folded: int = 0
 
     @property
     def recorded(self) -> bool:
