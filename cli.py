@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from autofit import __version__
 from autofit.errors import AutofitError, TargetError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = App(
     name="autofit",
     help="muP for any PyTorch model, without hand edits.\n\n"
     "TARGET is file.py:factory, package.module:factory, hf:MODEL_TYPE, hf:config.json or timm:NAME.",
+    version=__version__,
     version_flags=["--version"],
 )
 
