@@ -202,7 +202,7 @@ class Analysis:
         if not self.applied:
             raise PlanError("analyze applies nothing", todo="call bake on what muify returned")
         try:
-            todo = folds(self.roles, untie)
+            todo = folds(self.roles, self.plan, untie)
         except LoweringError as error:
             raise self._with_fields(error) from None
         if not any(fold.untie for fold in todo):
@@ -249,7 +249,7 @@ class Analysis:
         """
         if not self.applied:
             raise PlanError("analyze applies nothing", todo="call unbake on what muify returned")
-        todo = folds(self.roles, untie=True)
+        todo = folds(self.roles, self.plan, untie=True)
         if state is None:
             lowering.unbake(self.model, self.plan, todo)
             self.parametrization().keep(self.model)
