@@ -19,6 +19,8 @@ from autofit.plan import Plan
 ROOT = Path(__file__).resolve().parent.parent
 SCREEN = 40
 """Lines that a message may have."""
+WAITS = 10
+"""A process that shares its core may wait so many times as long as it computes."""
 RAN: list[str] = []
 """What code out of a data file or a name would leave here."""
 builtins.autofit_ran = lambda: RAN.append("ran")  # type: ignore[attr-defined]
@@ -38,18 +40,21 @@ class Hang(BaseException):
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raise `Hang` in the block after a time; in the main thread only."""
+    """Raise `Hang` in the block after a time of computing, or `WAITS` times that of waiting; in the main thread only."""
 
     def stop(*_: object) -> None:
         raise Hang(f"more than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = (signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, WAITS * seconds)
+    before = [signal.signal(sign, stop) for sign, _, _ in timers]
+    for _, timer, after in timers:
+        signal.setitimer(timer, after)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (sign, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(sign, handler)
 
 
 def unexpected(error: BaseException) -> Wrong:

@@ -180,7 +180,7 @@ def judge_threads(names: tuple[str, ...]) -> str:
         for t in threads:
             t.start()
         for t in threads:
-            t.join(60)
+            t.join(600)
         require(not any(t.is_alive() for t in threads), "threads hang")
         for difference in changed(was):
             raise Wrong(f"threads, not as it was: {difference}"[:200])
