@@ -40,7 +40,7 @@ class Hang(BaseException):
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raise `Hang` in the block after a time of computing, or `WAITS` times that of waiting; in the main thread only."""
+    """Raise `Hang` in the block after a time of computing, or `WAITS` times that; in the main thread only."""
 
     def stop(*_: object) -> None:
         raise Hang(f"more than {seconds:g} s")
