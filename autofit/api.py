@@ -580,9 +580,25 @@ def _check_options(model: object, **options: str | None) -> None:
     }
     if not isinstance(model, nn.Module):
         raise AutofitError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    if wrapper := _wrapper(model):
+        raise PlanError(
+            f"the model is {wrapper}, and muP is for what is inside",
+            todo="muify the model first, then wrap, shard or compile it; the optimizer is made last",
+        )
     for key, value in options.items():
         if value not in allowed[key]:
             raise PlanError(f"{key}={value!r}", todo=f"choose one of: {', '.join(map(str, allowed[key]))}")
+
+
+def _wrapper(model: nn.Module) -> str:
+    """What was done to a model that has to come after `muify`, in words; nothing else is decided by a class."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return f"wrapped by {type(model).__name__}"
+    if "_orig_mod" in model._modules:
+        return "compiled by torch.compile"
+    sharded = (name for name, p in model.named_parameters() if hasattr(p, "device_mesh"))
+    name = next(sharded, None)
+    return f"sharded ({name} is a DTensor)" if name else ""
 
 
 def _resolve(

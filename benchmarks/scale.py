@@ -195,10 +195,10 @@ A plan of {a[0]["tensors"]:.0f} parameter tensors is a JSON file of {a[0]["megab
 
 With {b[0]["tensors"]:.0f} tensors ({b[0]["billions"]:.2f} billion values) in 64 shards, simulated for one process
 without messages, `mu.init_()` takes {spread(b, "init")} s on a CPU core and the optimizer
-{spread(b, "groups", 2)} s. Every process draws every tensor whole and keeps its part, one tensor at a time, so that values do not depend on the number of
-processes: that is the time of drawing all values once, whatever their number, and the memory of the largest tensor
-beside the shards. On paper, 405 billion values of 4 bytes are 1.6 TB to write: a second or two at the bandwidth of a
-GPU's memory.
+{spread(b, "groups", 2)} s. Every process draws every tensor whole and keeps its part, one tensor at a time, so that
+values do not depend on the number of processes: that is the time of drawing all values once, whatever their number, and
+the memory of the largest tensor beside the shards. On paper, 405 billion values of 4 bytes are 1.6 TB to write: a
+second or two at the bandwidth of a GPU's memory.
 """
 
 
