@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from autofit import __version__
 from autofit.errors import AutofitError, TargetError
+from autofit.values import text_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +29,7 @@ app = App(
     name="autofit",
     help="muP for any PyTorch model, without hand edits.\n\n"
     "TARGET is file.py:factory, package.module:factory, hf:MODEL_TYPE, hf:config.json or timm:NAME.",
+    version=__version__,
     version_flags=["--version"],
 )
 
@@ -381,10 +386,20 @@ def _factory(place: str, name: str) -> Any:
             module = importlib.import_module(place)
     except ImportError as error:
         raise TargetError(f"{place} cannot be imported: {error}") from None
+    except (AutofitError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failed(f"importing {place}", error) from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise TargetError(f"{place} has no function or class {name!r}")
     return factory
+
+
+def _failed(what: str, error: BaseException) -> TargetError:
+    """A target's own failure, with the line where it failed."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return TargetError(f"{what} failed: {text_of(error)}", where=f"{last.filename}:{last.lineno} in {last.name}")
 
 
 def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
@@ -393,8 +408,10 @@ def _from_factory(place: str, name: str, keywords: dict[str, Any]) -> tuple[nn.M
     factory = _factory(place, name)
     try:
         made = factory(**keywords)
-    except TypeError as error:
-        raise TargetError(f"{name}({', '.join(keywords)}) failed: {error}") from None
+    except (AutofitError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failed(f"{name}({', '.join(keywords)})", error) from error
     model, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise TargetError(
@@ -425,15 +442,18 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
             config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
         else:
             config = transformers.AutoConfig.for_model(name, **keywords)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TargetError(f"hf:{name} gives no configuration: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:
+        raise TargetError(f"hf:{name} gives no configuration: {text_of(error)}") from None
     cls = auto_class(config)
     if cls is None:
         raise TargetError(f"transformers has no model class for hf:{name}")
-    with torch.device("meta"):
-        model: nn.Module = cls.from_config(config)
-    if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
-        model = cls.from_config(config)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = cls.from_config(config)
+        if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
+            model = cls.from_config(config)
+    except Exception as error:
+        raise _failed(f"building hf:{name}", error) from error
     return model
 
 
@@ -446,14 +466,16 @@ def _from_timm(name: str, keywords: dict[str, Any]) -> tuple[nn.Module, Any]:
 
     try:
         model: nn.Module = timm.create_model(name, **keywords)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TargetError(f"timm:{name} gives no model: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:
+        raise TargetError(f"timm:{name} gives no model: {text_of(error)}") from None
     settings: Any = model.pretrained_cfg
     return model, torch.zeros(2, *settings["input_size"])
 
 
 def main() -> None:
-    """Entry point: exit code 0 right, 1 refused or wrong, 2 usage."""
+    """Entry point: exit code 0 right, 1 refused or wrong, 2 usage; 130 interrupted."""
+    with contextlib.suppress(AttributeError):  # names may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app(exit_on_error=False, print_error=True)
     except CycloptsError:
@@ -466,6 +488,19 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        Console(stderr=True, highlight=False).print(f"autofit: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("autofit: interrupted")
+        sys.exit(130)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"autofit: a defect of autofit: {text_of(error)}\n  where: {last.filename}:{last.lineno} in {last.name}"
+        Console(stderr=True, highlight=False).print(
+            f"{said}\n  to do: please report it with this message", markup=False
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -15,8 +14,9 @@ import torch
 from torch import nn
 
 from autofit import lowering, optim
-from autofit.bases import read_base
-from autofit.capture import capture, outputs
+from autofit.bases import read_base, without_version, write_base
+from autofit.capture import capture, outputs, require_tree
+from autofit.cleanup import one_at_a_time, within
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, ExportError, LoweringError, PlanError
@@ -30,7 +30,7 @@ from autofit.passes.place_multipliers import PlaceMultipliers, folds, multipliab
 from autofit.passes.resolve_base import BaseModel, BaseShapes, ResolveBase
 from autofit.passes.tune import Tune
 from autofit.plan import Plan
-from autofit.provenance import Parametrization, forget_parametrization, loaded, read_parametrization
+from autofit.provenance import Parametrization, forget_parametrization, loaded, read_parametrization, unsaid_on_failure
 from autofit.report import render, to_json
 from autofit.residuals import residuals
 from autofit.roles import Roles
@@ -39,6 +39,7 @@ from autofit.source.fields import scale_fields
 from autofit.source.write import Source, difference, export
 from autofit.stages import stages
 from autofit.tunables import Tunables
+from autofit.values import fields_of, shown, text_of
 from autofit.verify import verify_program, verify_values
 
 Second = nn.Module | tuple[nn.Module, Any]
@@ -202,14 +203,14 @@ class Analysis:
         if not self.applied:
             raise PlanError("analyze applies nothing", todo="call bake on what muify returned")
         try:
-            todo = folds(self.roles, untie)
+            todo = folds(self.roles, self.plan, untie)
         except LoweringError as error:
             raise self._with_fields(error) from None
-        if not any(fold.untie for fold in todo):
-            lowering.bake(self.model, self.plan, todo)
-            forget_parametrization(self.model)
-            return self.model
-        with lowering.untied(self.model, self.plan, todo):
+        with lowering.all_folds_or_none(self.model, self.plan, todo), unsaid_on_failure(self.model):
+            if not any(fold.untie for fold in todo):
+                lowering.bake(self.model, self.plan, todo)
+                forget_parametrization(self.model)
+                return self.model
             example = self.roles.growth.dims.program.example.filled()
             before = outputs(self.model, example)
             lowering.bake(self.model, self.plan, todo)
@@ -249,10 +250,11 @@ class Analysis:
         """
         if not self.applied:
             raise PlanError("analyze applies nothing", todo="call unbake on what muify returned")
-        todo = folds(self.roles, untie=True)
+        todo = folds(self.roles, self.plan, untie=True)
         if state is None:
-            lowering.unbake(self.model, self.plan, todo)
-            self.parametrization().keep(self.model)
+            with lowering.all_folds_or_none(self.model, self.plan, todo), unsaid_on_failure(self.model):
+                lowering.unbake(self.model, self.plan, todo)
+                self.parametrization().keep(self.model)
         elif not lowering.is_muified(self.model):
             raise LoweringError("this model is baked itself", todo="load_state_dict loads a baked checkpoint into it")
         else:
@@ -326,7 +328,7 @@ class Analysis:
 
     def save_base(self, path: str | os.PathLike[str]) -> None:
         """Write `base` as a small JSON file, which ``base=path`` reads for a model of any depth."""
-        Path(path).write_text(json.dumps(self.base(), indent=2) + "\n")
+        write_base(Path(path), self.base())
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as plain data."""
@@ -336,6 +338,7 @@ class Analysis:
         return render(self.plan, self.roles)
 
 
+@one_at_a_time()
 def analyze(
     model: nn.Module,
     example: Any = None,
@@ -357,13 +360,26 @@ def analyze(
 ) -> Analysis:
     """Find roles, sites and factors; change nothing. Arguments and errors as `muify`."""
     say = progress or (lambda stage: None)
-    said = read_parametrization(model) if isinstance(model, nn.Module) else None
+    _check_options(
+        model,
+        scheme=scheme,
+        form=form,
+        init=init,
+        strict=strict,
+        bottleneck=bottleneck,
+        grow=grow,
+        zero_readout=zero_readout,
+        zero_query=zero_query,
+        frozen=frozen,
+        unused=unused,
+    )
+    said = read_parametrization(model)
     if said is not None and scheme in (None, said.scheme):
         form = form or said.form
         tunables = said.tunables if tunables is None else tunables
     scheme = scheme or (said.scheme if said else "mup")
     rules, knobs = table(scheme, form=form), Tunables.of(tunables)
-    _check_options(model, init=init, bottleneck=bottleneck, grow=grow, frozen=frozen, unused=unused)
+    require_tree(model)
     if lowering.is_muified(model):
         raise LoweringError(
             "this model is already muified",
@@ -376,8 +392,8 @@ def analyze(
     dims = InferDims()(capture(model, example, recipe.scalars(model) if recipe else None))
     say("base")
     growth, depth = _resolve(base, example, grow, strict, frozen, dims, "residual" in rules.sites)
-    if depth_ratio is not None and not optim.check_number("depth_ratio", depth_ratio):
-        raise PlanError("depth_ratio is 0")
+    if depth_ratio is not None and not 1e-9 <= optim.check_number("depth_ratio", depth_ratio) <= 1e9:
+        raise PlanError(f"depth_ratio is {shown(depth_ratio)}", todo="pass layers of the model / layers of the base")
     say("roles")
     if "embedding" in rules.folds:  # nothing in forward
         knobs = replace(knobs, folded=True)
@@ -460,6 +476,7 @@ def trainable(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
 
+@one_at_a_time()
 def muify(
     model: nn.Module,
     example: Any = None,
@@ -543,7 +560,7 @@ def muify(
         progress=progress,
     )
     say = progress or (lambda stage: None)
-    with lowering.all_or_nothing(model, found.plan):
+    with lowering.all_or_nothing(model, found.plan), unsaid_on_failure(model):
         say("rewrite")
         lowering.install(model, found.plan)
         if found.plan.multiplied() or any(s.multiplier != 1 and s.carrier.place != "weight" for s in found.plan.sites):
@@ -553,9 +570,9 @@ def muify(
             verify_program(found.roles, again, found.plan)
         lowering.rescale(model, found.plan)
         verify_values(found.plan, spreads(model, found.plan.rescaled()))
-    forget(model)
-    found.parametrization().keep(model)
-    return replace(found, applied=True)
+        forget(model)
+        found.parametrization().keep(model)
+        return replace(found, applied=True)
 
 
 def _own_base(model: nn.Module) -> nn.Module:
@@ -570,13 +587,19 @@ def _own_base(model: nn.Module) -> nn.Module:
     return made
 
 
-def _check_options(model: object, **options: str | None) -> None:
-    allowed: dict[str, tuple[str | None, ...]] = {
+def _check_options(model: object, **options: object) -> None:
+    switches = False, True
+    allowed: dict[str, tuple[object, ...] | None] = {
+        "scheme": None,  # the table of rules tells which there are
+        "form": None,
         "init": ("auto", "keep"),
         "bottleneck": ("hidden", "output"),
         "grow": ("heads", "head_dim"),
         "frozen": (None, "keep", "plan"),
         "unused": (None, "freeze"),
+        "strict": switches,
+        "zero_readout": switches,
+        "zero_query": switches,
     }
     if not isinstance(model, nn.Module):
         raise AutofitError(f"model is a {type(model).__name__}, not a torch.nn.Module")
@@ -586,8 +609,10 @@ def _check_options(model: object, **options: str | None) -> None:
             todo="muify the model first, then wrap, shard or compile it; the optimizer is made last",
         )
     for key, value in options.items():
-        if value not in allowed[key]:
-            raise PlanError(f"{key}={value!r}", todo=f"choose one of: {', '.join(map(str, allowed[key]))}")
+        choice = allowed[key]
+        if not isinstance(value, str | bool | None) or (choice is not None and value not in choice):
+            one_of = f"choose one of: {', '.join(map(str, choice))}" if choice else "pass its name"
+            raise PlanError(f"{key}={shown(value)}", todo=one_of)
 
 
 def _wrapper(model: nn.Module) -> str:
@@ -612,13 +637,14 @@ def _resolve(
 ) -> tuple[Growth, tuple[float, ...] | None]:
     """Base sizes, and the number of branches on the base's residual streams if it tells, and ``deep`` asks for it."""
     if callable(base) and not isinstance(base, nn.Module):
-        made = base()
+        made = _made(base)
         if not isinstance(made[0] if isinstance(made, tuple) and len(made) == 2 else made, nn.Module):
             raise BaseError(f"base() returned a {type(made).__name__}, not a torch.nn.Module")
         base = made
     if isinstance(base, tuple) and len(base) == 2 and isinstance(base[0], nn.Module):
         base, example = base
     if isinstance(base, nn.Module):
+        require_tree(base)
         if lowering.is_muified(base):
             raise BaseError("the base model is already muified", todo="pass an untouched model as base")
         recipe = find_recipe(base)
@@ -631,10 +657,10 @@ def _resolve(
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
             return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims), None
-        sizes, depth = _apart(loaded.sizes)
+        sizes, depth = _apart(loaded.sizes, dims)
         return ResolveBase(sizes, grow, str(base), strict, frozen)(dims), depth
     if isinstance(base, Mapping):
-        sizes, depth = _apart(base)
+        sizes, depth = _apart(without_version(base), dims)
         return ResolveBase(sizes, grow, strict=strict, frozen=frozen)(dims), depth
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise BaseError(
@@ -644,9 +670,24 @@ def _resolve(
     return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims), None
 
 
-def _apart(base: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, ...] | None]:
+def _made(factory: Callable[[], Any]) -> Any:
+    """What a function of the user's makes; random numbers that it takes are not taken from the model."""
+    try:
+        with within(torch.random.fork_rng(devices=[])):
+            return factory()
+    except AutofitError:
+        raise
+    except Exception as error:
+        raise BaseError(
+            f"base() failed: {text_of(error)}", todo="pass a function without arguments that returns the base model"
+        ) from error
+
+
+def _apart(base: Mapping[str, float], dims: Dims) -> tuple[dict[str, float], tuple[float, ...] | None]:
     """Sizes, and the numbers of residual branches, of a base that has both."""
-    sizes = {k: v for k, v in base.items() if not (isinstance(k, str) and k.startswith(BRANCHES))}
+    taken = {n.partition(".")[0] for p in dims.program.parameters for n in p.names}  # a module may have that name
+    own = {k for k in base if isinstance(k, str) and k.partition(".")[0] == BRANCHES} if BRANCHES not in taken else {}
+    sizes = {k: v for k, v in base.items() if k not in own}
     counts = [optim.check_number(k, base[k]) for k in base if k not in sizes]
     if any(n == 0 for n in counts):
         raise BaseError(f"the base has 0 {BRANCHES}")
@@ -656,7 +697,7 @@ def _apart(base: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, ..
 def init_constants(model: nn.Module) -> tuple[float, ...]:
     """Standard deviations that configurations name: floats between 0 and 1 with ``init`` in their field."""
     configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    fields = [item for c in configs.values() if hasattr(c, "to_dict") for item in c.to_dict().items()]
+    fields = [(str(k), v) for c in configs.values() for k, v in fields_of(c).items()]
     named = (v for k, v in fields if isinstance(v, float) and ("init" in k or "std" in k))
     return tuple(dict.fromkeys(v for v in named if 0 < v <= 1 and math.isfinite(v)))
 

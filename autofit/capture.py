@@ -7,17 +7,19 @@ import io
 import logging
 import os
 import random
+import sys
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree
 
+from autofit.cleanup import one_at_a_time, undone, within
 from autofit.errors import AutofitError, CaptureError, ExampleError
 from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
 from autofit.folding import Folding, unfold
@@ -26,6 +28,7 @@ from autofit.inline import inline
 from autofit.program import Captured, Parameter, Program, describe, storage_key
 from autofit.provenance import FIELD
 from autofit.record import record
+from autofit.values import fields_of, text_of, words_of
 
 
 def capture(
@@ -47,8 +50,9 @@ def capture(
 
     Raises:
         ExampleError: no example given and none inferable, or forward rejects it.
-        CaptureError: forward runs but cannot be captured as one graph.
+        CaptureError: forward runs but cannot be captured as one graph, or a module contains itself.
     """
+    require_tree(model)
     attempts = [normalize(example)] if example is not None else candidate_examples(model)
     failure: AutofitError | None = None
     for attempt in attempts:
@@ -65,6 +69,32 @@ def capture(
     raise failure
 
 
+def require_tree(model: nn.Module) -> None:
+    """Check that no module is one of its own submodules, so that every parameter has a last name.
+
+    Raises:
+        CaptureError: one is.
+    """
+    left, inside = set[nn.Module](), dict[nn.Module, str]()
+    stack: list[tuple[nn.Module, str, bool]] = [(model, "", False)]
+    while stack:
+        module, name, done = stack.pop()
+        if done:
+            left.add(module)
+            del inside[module]
+            continue
+        if module in inside:
+            raise CaptureError(
+                f"{type(model).__name__} contains itself: its submodule {name} is {inside[module] or 'the root'} again",
+                todo="keep such a reference out of the submodules, in a list or a weakref",
+            )
+        if module in left:
+            continue
+        inside[module] = name
+        stack.append((module, name, True))
+        stack += [(child, f"{name}.{key}".lstrip("."), False) for key, child in module.named_children()]
+
+
 def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float], like: Program | None) -> Program:
     captured = _first_that_works(model, example) if like is None else _by_one(model, example, like)
     notes = [f"example inferred: {example}"] if example.inferred else []
@@ -73,14 +103,13 @@ def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float]
         for name in captured.unknown.values()
         if name not in known
     ]
-    config: Any = getattr(model, "config", None)
     return Program(
         module=captured.module,
         parameters=_merge_ties(model, captured.parameter_nodes),
         inputs=captured.inputs,
         front_end=captured.front_end,
         model_name=type(model).__name__,
-        config=_numbers(config.to_dict() | {FIELD: None}) if hasattr(config, "to_dict") else {},
+        config=_numbers(fields_of(getattr(model, "config", None)) | {FIELD: None}),
         constants=captured.constants | {n: known[name] for n, name in captured.unknown.items() if name in known},
         notes=tuple(notes),
         inferred=example.inferred,
@@ -127,14 +156,14 @@ def _by_one(model: nn.Module, example: Example, like: Program) -> Captured:
                 return record(model, example, "as another capture")
             return _export(model, example, like.front_end, _EVAL_MODES[kind])
     except Exception as error:
-        raise CaptureError(f"{like.front_end}: {_first_line(error)}") from error
+        raise CaptureError(f"{like.front_end}: {text_of(error)}") from error
 
 
 def _explain_both(
     model: nn.Module, example: Example, failure: AutofitError, first: Exception, second: Exception
 ) -> AutofitError:
     """What to say when neither front end works: that forward fails is only said where it does."""
-    told = f"Recording one run failed too: {_first_line(second)}"
+    told = f"Recording one run failed too: {text_of(second)}"
     if isinstance(failure, CaptureError):
         where = _user_frame(second, model) or failure.where
         return CaptureError(f"{failure.what}. {told}", where=where, todo=failure.todo)
@@ -142,7 +171,7 @@ def _explain_both(
         return failure
     return CaptureError(
         f"forward of {type(model).__name__} runs on the example, but torch.export cannot capture it: "
-        f"{_first_line(first)}. {told}",
+        f"{text_of(first)}. {told}",
         where=failure.where,
         todo="pass an example of plain dense tensors, or simplify the construct at this line",
     )
@@ -245,7 +274,7 @@ def _refuse_symbolic(module: fx.GraphModule) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Gradients on, warnings and logs off, no collections: how both front ends run."""
-    with warnings.catch_warnings(), torch.enable_grad(), _no_collection(), _quiet():
+    with within(warnings.catch_warnings(), torch.enable_grad(), _no_collection(), _quiet()):
         warnings.simplefilter("ignore")
         yield
 
@@ -258,35 +287,32 @@ def _quiet() -> Iterator[None]:
         return
     loggers = [v for k, v in logging.root.manager.loggerDict.items() if k.split(".")[0] == "torch"]
     handlers = [(h, h.level) for v in loggers if isinstance(v, logging.Logger) for h in v.handlers]
-    try:
-        for handler, _ in handlers:
-            handler.setLevel(logging.CRITICAL + 1)
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
+
+    def put_back() -> None:
         for handler, level in handlers:
             handler.setLevel(level)
+
+    with undone(put_back), within(redirect_stderr(io.StringIO())):
+        for handler, _ in handlers:
+            handler.setLevel(logging.CRITICAL + 1)
+        yield
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Export makes many objects and little garbage: cyclic collections in between cost a sixth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with undone(gc.enable if gc.isenabled() else gc.disable):
+        gc.disable()
         yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _explain_failure(model: nn.Module, example: Example, error: Exception) -> AutofitError:
     """Tell a forward that is wrong from one that only resists capture."""
     if isinstance(error, AutofitError):
         return error
-    reason = _first_line(error)
+    reason = text_of(error)
     line = _user_frame(error, model)
-    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+    if "data-dependent" in words_of(error).lower() or "DataDependent" in type(error).__name__:
         return CaptureError(
             f"{type(model).__name__} decides its control flow from tensor values: {reason}",
             where=line,
@@ -303,10 +329,6 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
         where=line,
         todo="pass example= with the arguments that your training loop passes to the model",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"
 
 
 def _user_frame(error: Exception, model: nn.Module) -> str | None:
@@ -327,18 +349,38 @@ def _user_frame(error: Exception, model: nn.Module) -> str | None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every attribute, list, mode and random state that running ``model`` may change."""
-    saved = [(m, dict(m.__dict__), _contents(m)) for m in model.modules()]
-    cpu_state, python_state = torch.get_rng_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu_state)
+    with one_at_a_time():
+        saved = [(m, dict(m.__dict__), _contents(m)) for m in model.modules()]
+        restore_process = _process()
+
+        def put_back() -> None:
+            restore_process()
+            for module, attributes, contents in saved:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+                for container, items in contents:
+                    _refill(container, items)
+
+        with undone(put_back):
+            yield
+
+
+def _process() -> Callable[[], None]:
+    """What puts random states, the default type and the gradient mode back."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+
+    def put_back() -> None:
+        torch.set_rng_state(torch_state)
         random.setstate(python_state)
-        for module, attributes, contents in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for container, items in contents:
-                _refill(container, items)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+
+    return put_back
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
@@ -346,7 +388,12 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     held = list(module.__dict__.values())
     own = [v for v in held if hasattr(v, "__dict__") and not isinstance(v, torch.Tensor | nn.Module | type)]
     inner = [v for o in own if not hasattr(o, "to_dict") for v in vars(o).values()]
-    return [(v, v.copy()) for v in (*held, *inner) if isinstance(v, dict | list | set | deque)]
+    found = []
+    for value in (*held, *inner):
+        if isinstance(value, dict | list | set | deque):
+            with suppress(Exception):  # one that cannot be copied is left to itself
+                found.append((value, value.copy()))
+    return found
 
 
 def _refill(container: Any, items: Any) -> None:
@@ -360,13 +407,15 @@ def _refill(container: Any, items: Any) -> None:
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
-    try:
+
+    def put_back() -> None:
+        for module, mode in modes:
+            module.__dict__["training"] = mode
+
+    with undone(put_back):
         for module, _ in modes:
             module.__dict__["training"] = False
         yield
-    finally:
-        for module, mode in modes:
-            module.__dict__["training"] = mode
 
 
 def _merge_ties(model: nn.Module, node_of: Mapping[str, fx.Node]) -> tuple[Parameter, ...]:
@@ -393,7 +442,7 @@ def _merge_ties(model: nn.Module, node_of: Mapping[str, fx.Node]) -> tuple[Param
     return tuple(merged)
 
 
-def _numbers(config: dict[str, Any], prefix: str = "") -> dict[str, int]:
+def _numbers(config: dict[Any, Any], prefix: str = "") -> dict[str, int]:
     found: dict[str, int] = {}
     for key, value in config.items():
         if isinstance(value, bool):

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autofit.cleanup import within
 from autofit.errors import PlanError
 from autofit.lowering import draw
 from autofit.measure import Spread, spread
@@ -186,7 +187,8 @@ class Recipe:
             seed: of the device's random numbers; the generators outside are left as they were.
         """
         devices = [device] if device.type != "cpu" else []
-        with torch.no_grad(), torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        forked = torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
+        with within(torch.no_grad(), forked):
             torch.manual_seed(seed)
             return self._run(self._targets[name], device)
 
@@ -385,9 +387,9 @@ def deferred_init(factory: Callable[[], nn.Module]) -> nn.Module:
         The model, on ``meta``.
     """
     recorder = Recorder()
-    with recorder, _Skipped(recorder), torch.device("meta"):
+    with within(recorder, _Skipped(recorder), torch.device("meta")):
         model = factory()
-    with recorder, _Skipped(recorder):
+    with within(recorder, _Skipped(recorder)):
         _initialize_transformers(model)
     model.__dict__[ATTRIBUTE] = Recipe(recorder, model)
     return model
@@ -399,7 +401,7 @@ def record(factory: Callable[[], nn.Module], device: str) -> Recipe:
         recipe: Recipe = deferred_init(factory).__dict__[ATTRIBUTE]
         return recipe
     recorder = Recorder()
-    with recorder, torch.device(device):
+    with within(recorder, torch.device(device)):
         return Recipe(recorder, factory())
 
 
@@ -410,11 +412,14 @@ def find_recipe(model: nn.Module) -> Recipe | None:
         return recipe
     if not any(p.is_meta for p in model.parameters()):
         return None
+    library = sys.modules.get("transformers")
+    if library is None or not any(isinstance(m, library.PreTrainedModel) for m in model.modules()):
+        return None
     copied = deepcopy(model)
     recorder = Recorder()
-    with recorder, _Skipped(recorder):
-        found = _initialize_transformers(copied)
-    return Recipe(recorder, copied) if found else None
+    with within(recorder, _Skipped(recorder)):
+        _initialize_transformers(copied)
+    return Recipe(recorder, copied)
 
 
 def forget(model: nn.Module) -> None:
@@ -422,16 +427,16 @@ def forget(model: nn.Module) -> None:
     model.__dict__.pop(ATTRIBUTE, None)
 
 
-def _initialize_transformers(model: nn.Module) -> bool:
-    """Run the initialization that transformers skips on ``meta``; whether there was a part of that library."""
+def _initialize_transformers(model: nn.Module) -> None:
+    """Run the initialization that transformers skips on ``meta``."""
     library = sys.modules.get("transformers")
     if library is None:
-        return False
+        return
     if isinstance(model, library.PreTrainedModel):
         model.initialize_weights()
-        return True
-    found = [_initialize_transformers(child) for child in model.children()]
-    return any(found)
+        return
+    for child in model.children():
+        _initialize_transformers(child)
 
 
 def draw_all(

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+LONGEST, LINES = 1200, 12
+"""Characters and lines of each part of a message: together they fit on a screen."""
+
+
+def _short(text: str) -> str:
+    """A text, or its two ends with a mark between them."""
+    lines = text.splitlines()
+    if len(lines) > LINES:
+        text = "\n".join((*lines[: LINES // 2], "...", *lines[-LINES // 2 + 1 :]))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 + 5 :]}"
+
 
 class AutofitError(Exception):
     """Base class of every error raised on purpose by autofit.
@@ -13,12 +24,12 @@ class AutofitError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
-        self.what, self.where, self.todo = what, where, todo
-        lines = [what]
-        if where:
-            lines.append(f"  where: {where}")
-        if todo:
-            lines.append(f"  to do: {todo}")
+        self.what, self.where, self.todo = _short(what), where and _short(where), todo and _short(todo)
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.todo:
+            lines.append(f"  to do: {self.todo}")
         super().__init__("\n".join(lines))
 
 

@@ -74,10 +74,18 @@ def normalize(example: Any) -> Example:
     )
 
 
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    """Of forward; ``None`` where it has none, as in TorchScript."""
+    try:
+        return inspect.signature(model.forward)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
 def without_cache(model: nn.Module, example: Example) -> Example:
     """The example with ``use_cache=False`` where a transformers model would else return a cache."""
-    signature = inspect.signature(_wrapped(model).forward)
-    if not hasattr(model, "config") or "use_cache" not in signature.parameters:
+    signature = _signature(_wrapped(model))
+    if signature is None or not hasattr(model, "config") or "use_cache" not in signature.parameters:
         return example
     try:
         given = signature.bind_partial(*example.args, **example.kwargs).arguments
@@ -147,7 +155,8 @@ def _field(config: Any, *names: str, default: Any = None) -> Any:
 
 def _from_config(model: nn.Module, config: Any) -> Iterator[Example]:
     """Inputs by the model's signature; sizes by its configuration where it fixes them."""
-    parameters = inspect.signature(_wrapped(model).forward).parameters
+    signature = _signature(_wrapped(model))
+    parameters = signature.parameters if signature else {}
     limit = int(_field(config, "max_position_embeddings", "n_positions", "max_seq_len", default=512) or 512)
     (batch,) = _primes(model, 1, 3)
     lengths = _primes(model, 3, 5 if limit < 64 else 17, max(limit, 5) if limit < 64 else 10**9)
@@ -186,10 +195,10 @@ def _from_config(model: nn.Module, config: Any) -> Iterator[Example]:
 
 def _from_first_layer(model: nn.Module) -> Iterator[Example]:
     """One tensor that the first layer with parameters would accept."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
+    signature = _signature(model)
+    if signature is None:
         return
+    parameters = signature.parameters.values()
     required = [
         p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]

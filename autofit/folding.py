@@ -21,6 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from autofit.cleanup import within
+
 Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 """Size, strides, type and device of a tensor."""
 Step = tuple[Any, Hashable, Hashable, bool, Hashable]
@@ -294,7 +296,7 @@ class Folding:
             _NotTold: something in it is not seen from here, or it leaves something behind.
         """
         # no mode of the tracer's, and kernels of C++ where there are some
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisablePythonDispatcher():
+        with within(_disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisablePythonDispatcher()):
             stand_ins = {id(v): _stand_in(v) for v in leaves if isinstance(v, torch.Tensor)}
             given = [stand_ins[id(v)] if isinstance(v, torch.Tensor) else v for v in leaves]
             stream = _Stream([*stand_ins.values(), *(t for _, _, t in block.slots)], block.runs)
@@ -304,7 +306,7 @@ class Folding:
             for attributes, name, stand_in in block.slots:
                 attributes[name] = stand_in
             try:
-                with stream:
+                with within(stream):
                     result = original(*passed[0], **passed[1])
             finally:
                 for attributes, name, _ in block.slots:

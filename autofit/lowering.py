@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 
+from autofit.cleanup import undone_on_failure
 from autofit.errors import LoweringError
 from autofit.plan import Fold, ParameterPlan, Plan
 from autofit.program import storage_key
@@ -117,6 +120,31 @@ def _hooks(module: nn.Module) -> list[Any]:
     return [h for h in every if isinstance(h, HOOKS)]
 
 
+def _have_compilers_look() -> None:
+    """Have compiled code look whether a module has hooks; by default it takes those that were there when it was made,
+    for every module of the class. What was compiled until now is compiled again.
+    """
+    if torch._dynamo.config.skip_nnmodule_hook_guards:
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()
+
+
+def parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name, also of TorchScript.
+
+    Raises:
+        LoweringError: there is none.
+    """
+    owner: Any = model
+    path, _, own = name.rpartition(".")
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part, None)
+    found = getattr(owner, own, None)
+    if not isinstance(found, torch.Tensor):
+        raise LoweringError(f"the model has no parameter {name}: it was changed after muify")
+    return found  # type: ignore[return-value]
+
+
 def install(model: nn.Module, plan: Plan) -> None:
     """Put the plan's multipliers on the model's modules, each once, freeze what is not to be trained, mark the model.
 
@@ -128,6 +156,7 @@ def install(model: nn.Module, plan: Plan) -> None:
             "this model is already muified: a second application would square every multiplier",
             todo="use the object that the first muify returned, or start from a fresh model",
         )
+    _have_compilers_look()
     modules = dict(model.named_modules(remove_duplicate=False))
     done: set[tuple[str, str]] = set()
     for site in plan.sites:
@@ -153,10 +182,10 @@ def install(model: nn.Module, plan: Plan) -> None:
             scale = module.register_forward_pre_hook(ScaleParameter(name, p.multiplier))
             restore = module.register_forward_hook(RestoreParameter(name), always_call=True)
             module.__dict__.setdefault(HANDLES, []).extend((scale, restore))
-    frozen = [name for name in plan.frozen if model.get_parameter(name).requires_grad]
-    for name in frozen:
-        model.get_parameter(name).requires_grad_(False)
+    frozen = [name for name in plan.frozen if parameter(model, name).requires_grad]
     model.__dict__[MARK] = {"scheme": plan.scheme, "base": dict(plan.base), "frozen": frozen}
+    for name in frozen:
+        parameter(model, name).requires_grad_(False)
 
 
 def require_installed(model: nn.Module, plan: Plan) -> None:
@@ -196,12 +225,13 @@ def uninstall(model: nn.Module) -> None:
             (module._forward_hooks, module._forward_hooks_with_kwargs),
         ):
             for key in [k for k, h in registry.items() if isinstance(h, HOOKS)]:
-                del registry[key]
                 flags.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
+                del registry[key]
         module.__dict__.pop(HANDLES, None)
-    for name in model.__dict__.pop(MARK, {}).get("frozen", ()):
-        model.get_parameter(name).requires_grad_(True)
+    for name in model.__dict__.get(MARK, {}).get("frozen", ()):
+        parameter(model, name).requires_grad_(True)
+    model.__dict__.pop(MARK, None)
 
 
 def draw(values: torch.Tensor, planned: ParameterPlan) -> torch.Tensor:
@@ -212,6 +242,57 @@ def draw(values: torch.Tensor, planned: ParameterPlan) -> torch.Tensor:
     for start, stop in runs:
         values.narrow(axis, start, stop - start).zero_()
     return values
+
+
+def _hooks_as_now(model: nn.Module) -> Callable[[], None]:
+    """What puts hooks, marks and which parameters have a gradient back to what they are now."""
+    attributes = [(m.__dict__, dict(m.__dict__)) for m in model.modules()]
+    registries = [(r, r.copy()) for m in model.modules() for r in _registries(m)]
+    gradients = [(p, p.requires_grad) for p in model.parameters()]
+
+    def put_back() -> None:
+        for held, before in (*attributes, *registries):
+            held.clear()
+            held.update(before)
+        for p, trained in gradients:
+            if p.requires_grad != trained:
+                p.requires_grad_(trained)
+
+    return put_back
+
+
+def _registries(module: nn.Module) -> tuple[Any, ...]:
+    pre = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+    return *pre, module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called
+
+
+def require_own_memory(model: nn.Module, names: Iterable[str]) -> None:
+    """Check that parameters can be changed in place, and that no other parameter changes with one of them.
+
+    Raises:
+        LoweringError: one is expanded, so that its elements share memory, or it shares some with a parameter that is
+            not the same view.
+    """
+    wanted = set(names)
+    held: dict[Any, list[tuple[int, int, str, Any]]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if p.layout != torch.strided or p.is_meta or is_fake(p) or not p.numel():
+            continue
+        storage, *view = storage_key(p)
+        start = int(p.storage_offset())
+        stop = start + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) + 1
+        if name in wanted and any(n > 1 and s == 0 for n, s in zip(p.shape, p.stride(), strict=True)):
+            raise LoweringError(
+                f"{name} is to be multiplied, and its elements share memory: it is expanded",
+                todo="give it memory of its own: nn.Parameter(p.detach().clone())",
+            )
+        for other_start, other_stop, other, other_view in held.setdefault(storage, []):
+            if view != other_view and start < other_stop and other_start < stop and {name, other} & wanted:
+                raise LoweringError(
+                    f"{other} and {name} share memory without being one parameter, and one is to be multiplied",
+                    todo="give each memory of its own, or tie them: one parameter, transposed in forward",
+                )
+        held[storage].append((start, stop, name, view))
 
 
 @torch.no_grad()
@@ -244,14 +325,14 @@ def bake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
     require_installed(model, plan)
     todo = every_fold(plan, folds)
     for fold in todo:
-        if model.get_parameter(fold.parameter).is_meta:
+        if parameter(model, fold.parameter).is_meta:
             raise LoweringError(f"{fold.parameter} is on meta: it has no values to multiply")
     frozen = model.__dict__[MARK].get("frozen", ())
     uninstall(model)
     for name in frozen:
-        model.get_parameter(name).requires_grad_(False)
+        parameter(model, name).requires_grad_(False)
     for fold in todo:
-        p = model.get_parameter(fold.parameter)
+        p = parameter(model, fold.parameter)
         if fold.untie:
             p = nn.Parameter(p.detach().clone(), p.requires_grad)
             _put(model, fold.parameter, p)
@@ -273,23 +354,24 @@ def _tying(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def untied(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> Iterator[None]:
-    """If the block, which bakes and unties, fails: put back parameters, their values, ties and multipliers."""
+def all_folds_or_none(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> Iterator[None]:
+    """If the block, which bakes or takes that back, fails: put back parameters, their values, ties and multipliers."""
     names = {fold.parameter for fold in every_fold(plan, folds)}
-    kept = {name: (p := model.get_parameter(name), p.detach().clone()) for name in names}
-    configs = _tying(model)
-    try:
-        yield
-    except BaseException:
+    kept = {name: (p := parameter(model, name), p.detach().clone()) for name in names}
+    configs, hooks_as_now = _tying(model), _hooks_as_now(model)
+
+    @torch.no_grad()
+    def put_back() -> None:
         for name, (p, values) in kept.items():
-            with torch.no_grad():
-                p.copy_(values)
-            _put(model, name, p)
+            p.copy_(values)
+            if parameter(model, name) is not p:
+                _put(model, name, p)
         for config in configs:
             config.tie_word_embeddings = True
-        if not is_muified(model):
-            install(model, plan)
-        raise
+        hooks_as_now()
+
+    with undone_on_failure(put_back):
+        yield
 
 
 @torch.no_grad()
@@ -303,7 +385,7 @@ def unbake(model: nn.Module, plan: Plan, folds: Iterable[Fold]) -> None:
     require_tied(todo)
     install(model, plan)
     for fold in todo:
-        multiply(model.get_parameter(fold.parameter), fold, 1 / fold.factor)
+        multiply(parameter(model, fold.parameter), fold, 1 / fold.factor)
 
 
 def unbaked(
@@ -328,7 +410,7 @@ def unbaked(
                 todo="load it into a model that is not tied",
             )
     for fold in todo:
-        tied = [n for n in names[storage_key(model.get_parameter(fold.parameter))] if n in state]
+        tied = [n for n in names[storage_key(parameter(model, fold.parameter))] if n in state]
         if not tied:
             raise LoweringError(f"the checkpoint lacks {fold.parameter}, which holds a multiplier")
         for name in tied:
@@ -355,21 +437,25 @@ def multiply(p: torch.Tensor, fold: Fold, factor: float) -> None:
 
 @contextmanager
 def all_or_nothing(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """If the block fails, or is interrupted, put back values, multipliers and mark.
+    """If the block fails, or is interrupted, put back values, multipliers, mark and attributes.
 
     Only tensors that the plan rescales are kept aside.
+
+    Raises:
+        LoweringError: one of these has memory that is not its own alone.
     """
-    was_muified = is_muified(model)
+    require_own_memory(model, plan.rescaled())
+    hooks_as_now = _hooks_as_now(model)
     rescaled = plan.rescaled()
     kept = [
         (p, p.detach().clone()) for name, p in model.named_parameters() if name in rescaled and p.device.type != "meta"
     ]
-    try:
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for p, values in kept:
+            p.copy_(values)
+        hooks_as_now()
+
+    with undone_on_failure(put_back):
         yield
-    except BaseException:
-        with torch.no_grad():
-            for p, values in kept:
-                p.copy_(values)
-        if not was_muified:
-            uninstall(model)
-        raise

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.nn.parameter import is_lazy
 
 from autofit.program import storage_key
 
@@ -55,16 +57,25 @@ def spreads(model: nn.Module, only: Collection[str] | None = None) -> dict[str, 
         key = storage_key(p)
         if only is not None and name not in only:
             continue
-        if key in seen or p.device.type == "meta" or p.numel() == 0 or not p.is_floating_point():
+        if key in seen or not measurable(p):
             continue
         seen.add(key)
-        found[name] = spread(p.detach())
+        measured = spread(p.detach())
+        if math.isfinite(measured.std):
+            found[name] = measured
     return found
+
+
+def measurable(p: torch.Tensor) -> bool:
+    """Whether a tensor holds real numbers one by one."""
+    if is_lazy(p) or is_fake(p) or p.device.type == "meta" or p.layout != torch.strided:
+        return False
+    return p.numel() > 0 and p.is_floating_point()
 
 
 def spread(values: torch.Tensor) -> Spread:
     """Spread of the values of one tensor, of any shape."""
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    values = values.float() if values.dtype.itemsize < 4 else values
     # not std_mean: that op is seven times slower than var on a CPU
     std, mean = values.var(correction=0).sqrt(), values.mean()
     if values.numel() < FEW:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
 from autofit.rules import BRANCH, BY_SHAPE, Optimizer, factors, optimizers, table
 from autofit.together import Together
+from autofit.values import is_number, shown, text_of
 
 SETTINGS = ("lr", "weight_decay", "eps")
 Exception_ = Callable[[str, nn.Parameter], Mapping[str, Any] | None]
@@ -91,9 +91,9 @@ def check_number(name: str, value: Any) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise OptimizerError(f"{name} is {value!r}, not a number")
-    if not math.isfinite(value) or value < 0:
-        raise OptimizerError(f"{name} is {value!r}: it must be finite and not negative")
+        raise OptimizerError(f"{name} is {shown(value)}, not a number")
+    if not is_number(value) or value < 0:
+        raise OptimizerError(f"{name} is {shown(value)}: it must be finite and not negative")
     return float(value)
 
 
@@ -135,6 +135,11 @@ def param_groups(
     """
     cls, rule = optimizer_class(optimizer)
     entry = optimizers()[rule]
+    for key, value in (("scale_eps", scale_eps), ("decoupled_weight_decay", decoupled_weight_decay)):
+        if not isinstance(value, bool):
+            raise OptimizerError(f"{key} is {shown(value)}", todo="pass True or False")
+    if beside is not None and not isinstance(beside, Mapping):
+        raise OptimizerError(f"beside is {shown(beside)}", todo="pass a mapping of settings, as {'lr': 1e-3}")
     if entry.by_shape:
         _check_by_shape(cls, entry.by_shape, (settings or {}).get(entry.by_shape))
     decay = None if decoupled_weight_decay else weight_decay
@@ -159,7 +164,7 @@ def param_groups(
             )
         planned = plan.parameters[name]
         mine = not entry.beside or (planned.kind == "hidden" and p.ndim == 2)
-        values = {**(first if mine else second), **own, **((per_parameter(name, p) or {}) if per_parameter else {})}
+        values = {**(first if mine else second), **own, **_exception(per_parameter, name, p)}
         for key, factor in scaled(
             plan,
             planned,
@@ -169,7 +174,8 @@ def param_groups(
             settings=values,
         ).items():
             if key in values:
-                values[key] = check_number(f"{key} of {name}", values[key]) * factor
+                scaled_value = check_number(f"{key} of {name}", values[key]) * factor
+                values[key] = check_number(f"{key} of {name}, times {factor:g},", scaled_value)
         setting = tuple(sorted((k, repr(v)) for k, v in values.items()))
         group = merged.setdefault(setting, {"params": [], "param_names": [], **values})
         group["params"].append(p)
@@ -271,6 +277,25 @@ def _check_one_lr(cls: type, groups: Iterable[Mapping[str, Any]], plan: Plan) ->
         )
 
 
+def _exception(per_parameter: Exception_ | None, name: str, p: nn.Parameter) -> Mapping[str, Any]:
+    """What the user wants for a single parameter."""
+    if per_parameter is None:
+        return {}
+    if not callable(per_parameter):
+        raise OptimizerError(
+            f"per_parameter is {shown(per_parameter)}", todo="pass a function (name, parameter) -> settings or None"
+        )
+    try:
+        given = per_parameter(name, p)
+    except Exception as error:
+        raise OptimizerError(f"per_parameter({name!r}, ...) failed: {text_of(error)}") from error
+    if given is not None and not isinstance(given, Mapping):
+        raise OptimizerError(
+            f"per_parameter({name!r}, ...) gave {shown(given)}", todo="return a dict of settings or None"
+        )
+    return given or {}
+
+
 def _unique_named(model: nn.Module, plan: Plan) -> list[tuple[str, nn.Parameter]]:
     """Trainable parameters, each once; two over one storage (a tie that was assigned apart) are two, as in torch."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in plan.frozen]
@@ -285,7 +310,12 @@ def _assigned(
     known = {id(p): n for n, p in named}
     seen: set[int] = set()
     found: list[tuple[dict[str, Any], Any]] = []
+    groups = list(groups) if isinstance(groups, Iterable) and not isinstance(groups, str | Mapping) else [groups]
     for group in groups:
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), Iterable):
+            raise OptimizerError(
+                f"{shown(group)} is no group", todo="pass groups as optimizers take them: [{'params': [...], ...}, ...]"
+            )
         own = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         params = group["params"]
         for item in [params] if isinstance(params, torch.Tensor) else params:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autofit import lowering, optim
+from autofit.bases import read_text
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.errors import PlanError
 from autofit.plan import ParameterPlan, ParameterTable, Plan, SitePlan
@@ -134,8 +135,8 @@ def apply(
         lowering.install(part, mine)
         if init == "auto":
             lowering.rescale(part, mine)
-    forget(part)
-    return Part(part, mine, whole, {name: place[there] for name, there in whole.items()}, recipe)
+        forget(part)
+        return Part(part, mine, whole, {name: place[there] for name, there in whole.items()}, recipe)
 
 
 def _owners(plan: Plan) -> set[str]:
@@ -148,10 +149,12 @@ def _owners(plan: Plan) -> set[str]:
 
 
 def _read(path: Path) -> Plan:
+    text = read_text(path, "plan", PlanError)
     try:
-        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path} cannot be read as a plan: {error}") from None
+    return Plan.from_dict(data)
 
 
 def _renaming(names: Names | None) -> Callable[[str], str]:

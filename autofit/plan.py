@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from autofit.errors import PlanError
+from autofit.rules import table
+from autofit.values import is_number, shown
 
 VERSION = 1
+POSITIVE = frozenset("r_in r_out fold multiplier depth gradient init_layers law_growth ratio power".split())
+"""Fields that something is divided by, or multiplied with."""
+SIGNED = frozenset(("exponent", "present", "scale"))
+"""Fields that may be negative."""
+MOST = 2.0**100
+"""A factor and its inverse are less than this, so that powers of it are numbers, too."""
 
 
 @dataclass(frozen=True)
@@ -240,27 +250,28 @@ class Plan:
         """
         if not isinstance(data, Mapping) or data.get("format") != "autofit plan":
             raise PlanError("this is not an autofit plan")
-        if data.get("version") != VERSION:
-            raise PlanError(f"plan version {data.get('version')!r} cannot be read, only {VERSION}")
-        try:
-            parameters = ParameterTable(tuple(ParameterPlan(**_tuples(p)) for p in data["parameters"]))
-            sites = tuple(
-                SitePlan(**{**_tuples(s), "carrier": Carrier(**_tuples(s["carrier"]))}) for s in data["sites"]
+        version = data.get("version")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise PlanError(f"the plan has the version {shown(version)}, which no autofit wrote")
+        if version > VERSION:
+            raise PlanError(
+                f"the plan was written by a newer autofit: its version is {shown(version)}, this one reads {VERSION}",
+                todo="update autofit, or make the plan again with this version",
             )
-            return cls(
-                str(data["scheme"]),
-                str(data["form"]),
-                str(data["model"]),
-                dict(data["base"]),
-                dict(data["sizes"]),
-                parameters,
-                sites,
-                tuple(data["notes"]),
-                tuple(data["frozen"]),
-                tuple(data.get("branches", ())),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"the plan is malformed: {error}") from None
+        read = {k: v for k, v in data.items() if k not in ("format", "version")}
+        parameters = _listed(read.pop("parameters", None), "parameters", ParameterPlan)
+        names = [n for p in parameters for n in p.names]
+        if len(set(names)) != len(names) or any(p.name not in p.names for p in parameters):
+            raise PlanError("the plan is malformed: names of parameters that are there twice, or not at all")
+        plan: Plan = _record(
+            {**read, "parameters": ParameterTable(parameters), "sites": _listed(read.get("sites"), "sites", SitePlan)},
+            cls,
+            "plan",
+        )
+        rules = table(plan.scheme, form=plan.form).rules
+        if unknown := [p for p in parameters if p.rule not in rules]:
+            raise PlanError(f"the plan is malformed: {unknown[0].name} has the rule {shown(unknown[0].rule)}")
+        return plan
 
     def __str__(self) -> str:
         lines = [f"Plan of {self.model}, scheme {self.scheme}, form {self.form}, base {self.base}"]
@@ -270,8 +281,71 @@ class Plan:
         return "\n".join(lines)
 
 
+def _listed(values: Any, name: str, kind: type) -> tuple[Any, ...]:
+    """Records of a class, out of a list of mappings.
+
+    Raises:
+        PlanError: one has other fields than the class, or values of another type.
+    """
+    if not isinstance(values, list | tuple):
+        raise PlanError(f"the plan is malformed: {name} is {shown(values)}, not a list")
+    return tuple(_record(value, kind, f"{name}[{i}]") for i, value in enumerate(values))
+
+
+def _record(value: Any, kind: type, name: str) -> Any:
+    """A record of a class, out of a mapping; lists, as JSON gives them, become tuples again."""
+    hints = _hints(kind)
+    if not isinstance(value, Mapping) or not hints.keys() >= value.keys():
+        unknown = next((k for k in value if k not in hints), None) if isinstance(value, Mapping) else value
+        raise PlanError(f"the plan is malformed: {name} has {shown(unknown)}")
+    made: dict[str, Any] = {}
+    for key, given in value.items():
+        read = _record(given, Carrier, f"{name}.{key}") if hints[key] is Carrier else _tuples(given)
+        if not _fits(read, hints[key]) or not _in_range(key, read):
+            raise PlanError(f"the plan is malformed: {name}.{key} is {shown(given)}")
+        made[key] = read
+    try:
+        return kind(**made)
+    except TypeError as error:
+        raise PlanError(f"the plan is malformed: {name}: {error}") from None
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, all the way down; a whole number is a float, too."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, h) for h in inner)
+    if kind is Literal:
+        return isinstance(value, str) and value in inner
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if kind is tuple and inner[-1] is Ellipsis:
+        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+    if kind is tuple:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if hint is float:
+        return is_number(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _in_range(key: str, value: Any) -> bool:
+    """Whether all numbers of a field are some that a plan can have."""
+    if isinstance(value, tuple):
+        return all(_in_range(key, v) for v in value)
+    if isinstance(value, dict):
+        return all(0 < v < MOST for v in value.values())
+    if not is_number(value):
+        return True
+    return 1 / MOST < value < MOST if key in POSITIVE else abs(value) < MOST and (key in SIGNED or value >= 0)
+
+
 def _tuples(value: Any) -> Any:
     """Lists (as JSON gives them) back to tuples, dict keys kept."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -204,4 +204,4 @@ def storage_key(p: torch.Tensor) -> tuple[Any, ...]:
         storage: Any = p.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         storage = id(p)
-    return storage, p.storage_offset() if p.layout == torch.strided else 0, tuple(p.shape)
+    return storage, *((p.storage_offset(), p.stride()) if p.layout == torch.strided else (0, ())), tuple(p.shape)

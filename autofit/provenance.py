@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from autofit.cleanup import undone_on_failure
 from autofit.errors import BaseError
 from autofit.tunables import Tunables
 
@@ -67,6 +69,22 @@ def forget_parametrization(model: nn.Module) -> None:
     config = _config(model)
     if config is not None and hasattr(config, FIELD):
         delattr(config, FIELD)
+
+
+@contextmanager
+def unsaid_on_failure(model: nn.Module) -> Iterator[None]:
+    """If the block fails, or is interrupted: the configuration says what it said before."""
+    config = _config(model)
+    before = getattr(config, FIELD, None)
+
+    def put_back() -> None:
+        if before is not None:
+            setattr(config, FIELD, before)
+        else:
+            forget_parametrization(model)
+
+    with undone_on_failure(put_back):
+        yield
 
 
 def loaded(model: nn.Module) -> frozenset[str]:

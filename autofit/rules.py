@@ -14,6 +14,7 @@ from typing import Any
 
 from autofit.errors import OptimizerError, PlanError
 from autofit.monomial import ONE, Monomial
+from autofit.values import shown
 
 COLUMNS = ("multiplier", "init", "lr", "eps", "weight_decay")
 
@@ -231,19 +232,16 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
         PlanError: no such scheme or form.
         OptimizerError: no such optimizer.
     """
-    if scheme not in schemes():
-        raise PlanError(f"unknown scheme {scheme!r}", todo=f"choose one of: {', '.join(schemes())}")
+    listed = ruled(scheme)
     if optimizer not in optimizers():
-        raise OptimizerError(f"unknown optimizer {optimizer!r}", todo=f"choose one of: {', '.join(optimizers())}")
+        raise OptimizerError(f"unknown optimizer {shown(optimizer)}", todo=f"choose one of: {', '.join(optimizers())}")
     data, own = _read(scheme), optimizers()[optimizer]
-    if optimizer not in ruled(scheme):
-        raise OptimizerError(
-            f"scheme {scheme!r} has no rule for {optimizer}", todo=f"one of: {', '.join(ruled(scheme))}"
-        )
+    if optimizer not in listed:
+        raise OptimizerError(f"scheme {scheme!r} has no rule for {optimizer}", todo=f"one of: {', '.join(listed)}")
     own = replace(own, decay="with lr") if decoupled else own
-    form = form or data["form"]
+    form = data["form"] if form is None else form
     if form not in data["forms"]:
-        raise PlanError(f"unknown form {form!r}", todo=f"choose one of: {', '.join(data['forms'])}")
+        raise PlanError(f"unknown form {shown(form)}", todo=f"choose one of: {', '.join(data['forms'])}")
     thetas = {role: Monomial.parse(text) for role, text in data["forms"][form]["theta"].items()}
     return Table(
         scheme,
@@ -260,7 +258,13 @@ def table(scheme: str = "mup", optimizer: str = "adamw", form: str | None = None
 
 
 def ruled(scheme: str) -> tuple[str, ...]:
-    """Names of the optimizers that a scheme has rules for."""
+    """Names of the optimizers that a scheme has rules for.
+
+    Raises:
+        PlanError: no such scheme.
+    """
+    if scheme not in schemes():
+        raise PlanError(f"unknown scheme {shown(scheme)}", todo=f"choose one of: {', '.join(schemes())}")
     families = set.intersection(*(set(row["lr"]) for row in _read(scheme)["roles"].values()))
     return tuple(n for n, o in optimizers().items() if n in _MEASURED or o.family in families)
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from autofit.errors import PlanError
 from autofit.kinds import KINDS
+from autofit.values import is_number, shown
 
+MOST = 2.0**40
 SITES = ("attention_logits", "residual_branch")
 """What has a multiplier and no parameter of its own."""
 TUNED = tuple(k for k in KINDS if k != "fixed")
@@ -36,10 +38,9 @@ class Knob:
     def __post_init__(self) -> None:
         for name in ("lr", "init", "multiplier"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            least = 0 if name in ("lr", "init") else math.ulp(0.0)
-            if not number or not math.isfinite(value) or value < least:
-                raise PlanError(f"{name}={value!r} of a knob", todo="give a finite positive number")
+            least = 0 if name in ("lr", "init") else 1 / MOST
+            if not is_number(value) or not least <= value <= MOST:
+                raise PlanError(f"{name}={shown(value)} of a knob", todo="give a finite positive number")
 
     def __mul__(self, other: Knob) -> Knob:
         return Knob(self.lr * other.lr, self.init * other.init, self.multiplier * other.multiplier)
@@ -84,6 +85,10 @@ class Tunables:
             object.__setattr__(self, name, _knob(name, getattr(self, name)))
         for name in SITES:
             _knob(name, getattr(self, name) if isinstance(getattr(self, name), int | float) else math.nan)
+        if not isinstance(self.names, Mapping | tuple) or any(not isinstance(n, str) for n in self.names):
+            raise PlanError(f"tunables: names={shown(self.names)}", todo="give a mapping by pattern of parameter names")
+        if not isinstance(self.folded, bool):
+            raise PlanError(f"tunables: folded={shown(self.folded)}", todo="give True or False")
         object.__setattr__(self, "names", {n: _knob(n, k) for n, k in dict(self.names).items()})
 
     @classmethod
@@ -99,7 +104,8 @@ class Tunables:
             raise PlanError(f"tunables is a {type(given).__name__}", todo="pass autofit.Tunables(...) or a mapping")
         own = {f.name for f in fields(cls)}
         patterns = {k: v for k, v in given.items() if k not in own}
-        names = {**dict(given.get("names", ())), **patterns}
+        listed = given.get("names", {})
+        names = {**listed, **patterns} if isinstance(listed, Mapping) else listed
         return cls(**{**{k: v for k, v in given.items() if k in own}, "names": names})
 
     def of_parameter(self, kind: str, names: tuple[str, ...], at_site: bool = False) -> Knob:

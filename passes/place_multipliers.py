@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import fx, nn
 from autofit.dims import Use
 from autofit.errors import LoweringError, PlanError
 from autofit.flow import CASTS, MULTILINEAR, STRUCTURAL, SUMS, Flow
-from autofit.plan import Carrier, Fold
+from autofit.plan import Carrier, Fold, Plan
 from autofit.program import module_path, module_paths, op_name
 from autofit.roles import Roles, Site
 
@@ -43,11 +44,12 @@ class PlaceMultipliers:
         return {node.name: carrier for node, carrier in placer.placed.items()}
 
 
-def folds(roles: Roles, untie: bool = False) -> tuple[Fold, ...]:
-    """For every multiplier of a site, the parameters that can take it in the place of forward.
+def folds(roles: Roles, plan: Plan, untie: bool = False) -> tuple[Fold, ...]:
+    """For every multiplier of a site that is in forward, the parameters that can take it in the place of that.
 
     Args:
         roles: the sites.
+        plan: which of their multipliers are in a weight already.
         untie: whether a tied parameter may become one for each module that has it, where nothing else can.
 
     Raises:
@@ -55,7 +57,9 @@ def folds(roles: Roles, untie: bool = False) -> tuple[Fold, ...]:
     """
     placer = _Placer(roles, {})
     placer.untie = untie
-    return tuple(fold for site in roles.sites if site.multiplier != 1 for fold in placer.into_parameters(site))
+    inside = {s.node for s in plan.sites if s.carrier.place == "weight"}
+    sites = [site for site in roles.sites if site.multiplier != 1 and site.node.name not in inside]
+    return tuple(fold for site in sites for fold in placer.into_parameters(site))
 
 
 def queries(roles: Roles) -> dict[str, tuple[int, tuple[tuple[int, int], ...]]]:
@@ -127,6 +131,16 @@ def _keeps_lists(module: nn.Module | None) -> bool:
 
 GIVE_TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 """Modules of torch that return more than a tensor, which no hook can scale."""
+STATISTICS = (
+    STRUCTURAL
+    | CASTS
+    | {
+        f"aten.{n}"
+        for n in "pow square mean sum var std abs add sub mul div rsqrt sqrt reciprocal clamp clamp_min maximum norm "
+        "linalg_vector_norm".split()
+    }
+)
+"""Ops that a norm written by hand is made of."""
 TURNS = frozenset(f"aten.{n}" for n in "transpose permute movedim swapaxes t mT".split())
 
 
@@ -270,10 +284,12 @@ class _Placer:
 
     def _whole_outputs(self, term: fx.Node, path: tuple[fx.Node, ...], sites: list[Site]) -> Iterator[str]:
         """Modules, called once, whose whole output goes to these sites by one term."""
-        for node in self.flow.upstream(term).nodes:
+        nodes = self.flow.upstream(term).nodes
+        along = {*nodes, *path, *(n for s in sites for n in (s.node, *itertools.chain(*s.paths)))}
+        for node in nodes:
             owner = module_path(node)
             leaves = owner and not any(owner in module_paths(u) for u in node.users)
-            alone = leaves and len(self.calls[owner]) == 1
+            alone = leaves and len(self.calls[owner]) == 1 and self._scales_once(node, along)
             if alone and len(self._claim(node, path, *sites, by=path[-1])) == node.meta["val"].shape[-1]:
                 yield owner
 
@@ -406,7 +422,7 @@ class _Placer:
         """The weight whose product this site is, or is homogeneous in, if it is used nowhere else."""
         if site.kind == "readout":
             uses = [u for u in self.dims.uses if u.parameter == site.parameter]
-            return Carrier("weight", site.parameter) if len(uses) == 1 else None
+            return Carrier("weight", site.parameter) if len(uses) == 1 and self._homogeneous(uses[0]) else None
         for path in site.paths:
             end = path[-1]
             uses = [u for u in self.dims.uses if u.node is end]
@@ -426,7 +442,8 @@ class _Placer:
         """
         own = [u for u in self.at.get(site.node, []) if u.parameter == site.parameter]
         for untie in (False, True) if self.untie else (False,):
-            if site.kind in ("readout", "embedding") and len(own) == 1 and self._alone(own[0], untie):
+            single = len(own) == 1 and self._homogeneous(own[0]) and self._alone(own[0], untie)
+            if site.kind in ("readout", "embedding") and single:
                 return [self._onto(own[0], site.multiplier)]
             for path in site.paths:
                 found = self._into(path, (site.node, path[0]), site.multiplier, untie)
@@ -466,9 +483,45 @@ class _Placer:
             return Fold(use.parameter, factor, axis, runs)
         return Fold(self._name_of(use) or use.parameter, factor, axis, runs, untie=True)
 
-    def _into(self, path: tuple[fx.Node, ...], end: tuple[fx.Node, fx.Node], factor: float, untie: bool) -> list[Fold]:
-        """The nearest parameters of a path, or of all terms of the sum that it comes from, that go to ``end`` alone."""
+    def _scales_once(self, term: fx.Node, along: Collection[fx.Node]) -> bool:
+        """Whether a scaled term of a sum changes the sum by its own way alone: what else is computed from it is
+        normalized first, and so does not know its scale.
+
+        Args:
+            term: of the sum, or what it comes from.
+            along: its way to the sum, and from there to the end.
+        """
+        stack, seen = [term], set[fx.Node]()
+        while stack:
+            node = stack.pop()
+            for user in node.users:
+                if user in seen or "_assert" in op_name(user):
+                    continue
+                if user in along and node is not term and node not in along:
+                    return False
+                if user not in along and self.flow.is_normalized(user):
+                    continue
+                if user not in along and op_name(user) not in STATISTICS:
+                    return False
+                seen.add(user)
+                stack += [user] if user not in self.sites else []
+        return True
+
+    def _into(
+        self,
+        path: tuple[fx.Node, ...],
+        end: tuple[fx.Node, fx.Node],
+        factor: float,
+        untie: bool,
+        along: frozenset[fx.Node] = frozenset(),
+    ) -> list[Fold]:
+        """The nearest parameters of a path, or of all terms of the sum that it comes from, that go to ``end`` alone.
+
+        ``along`` is the way on from a term of a sum.
+        """
         for node in path:
+            if along and not self._scales_once(node, {*along, *path}):
+                continue
             uses = self.at.get(node, [])
             if not uses or op_name(node) not in MULTILINEAR or not all(map(self._homogeneous, uses)):
                 continue
@@ -482,7 +535,8 @@ class _Placer:
         terms = [n for n in path[-1].all_input_nodes if self._is_data(n)]
         if op_name(path[-1]) not in ("aten.add", "aten.sub") or len(terms) < 2 or self.at.get(path[-1]):
             return []
-        each = [self._into(self.flow.upstream(term).nodes, end, factor, untie) for term in terms]
+        along = along | {*path, end[0]}
+        each = [self._into(self.flow.upstream(term).nodes, end, factor, untie, along) for term in terms]
         return [fold for part in each for fold in part] if all(each) else []
 
     def learned_scale(self, site: Site) -> Carrier | None:

@@ -15,8 +15,10 @@ from autofit.errors import BaseError, DimensionError
 from autofit.flow import Flow
 from autofit.growth import Dimension, Growth
 from autofit.program import Program, fold_layers, shape_of
+from autofit.values import is_number, shown
 from autofit.widths import CLASSES, Widths, divide
 
+MOST = 2.0**40
 ADAPTER = "only trained weights have it, beside frozen ones"
 
 
@@ -116,8 +118,9 @@ def _adapters(dims: Dims, dimensions: Iterable[Dimension], main: Dimension) -> d
 
 
 def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size: int, base: float) -> Growth:
-    if isinstance(base, bool) or not isinstance(base, int | float) or not math.isfinite(base) or base <= 0:
-        raise BaseError(f"base={base!r} is not a positive number", todo="pass the base width, e.g. base=256")
+    if not is_number(base) or base <= 0:
+        raise BaseError(f"base={shown(base)} is not a positive number", todo="pass the base width, e.g. base=256")
+    _check_ratio(main.name, size, base)
     ratio = size / base
     if ratio != 1 and not any(d.grows for d in dimensions):
         raise BaseError(
@@ -127,17 +130,25 @@ def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size:
     resolved = tuple(
         replace(d, base=d.size / ratio if ratio != 1 else float(d.size)) if d.grows else d for d in dimensions
     )
-    shown = main.name if size == main.size else f"{size} elements along {main.name}"
-    return Growth(dims, resolved, f"{shown} = {base:g}", main.name, number=base)
+    along = main.name if size == main.size else f"{size} elements along {main.name}"
+    return Growth(dims, resolved, f"{along} = {base:g}", main.name, number=base)
+
+
+def _check_ratio(name: str, size: int, base: float) -> None:
+    """A size may differ from the base's by what widths differ by, so that powers of it are numbers, too."""
+    if not 1 / MOST <= size / base <= MOST:
+        raise BaseError(
+            f"{name} is {size}, and {base:g} in the base: widths differ by less than a factor of 2^{math.log2(MOST):g}",
+            todo="pass the size that it has in the model on which you tune",
+        )
 
 
 def _from_mapping(
     dims: Dims, dimensions: list[Dimension], main: Dimension, base: Mapping[str, float], origin: str
 ) -> Growth:
     for key, value in base.items():
-        bad = isinstance(value, bool) or not isinstance(value, int | float)
-        if bad or not math.isfinite(value) or value <= 0:
-            raise BaseError(f"base size of {key!r} is {value!r}, not a positive number", where=origin)
+        if not is_number(value) or value <= 0:
+            raise BaseError(f"base size of {shown(key)} is {shown(value)}, not a positive number", where=origin)
     used: set[str] = set()
     sized, missing = [], []
     names = {d.name if d.name in base else d.label for d in dimensions}
@@ -148,6 +159,7 @@ def _from_mapping(
         fields = [k for k, v in dims.program.config.items() if whole and v == whole and k in base]
         if whole and fields:
             used.add(fields[0])
+            _check_ratio(fields[0], whole, base[fields[0]])
             size = base[fields[0]] * d.size / whole
             if size != int(size):
                 raise BaseError(f"{fields[0]} = {base[fields[0]]:g} does not divide as {whole} does here", where=d.name)
@@ -161,6 +173,8 @@ def _from_mapping(
         used.add(keys[0])
         sized.append(replace(d, base=float(base[keys[0]])))
     unknown = [k for k in base if k not in used and not any(k in d.aliases for d in dimensions)]
+    for d in sized:
+        _check_ratio(d.name, d.size, d.base)
     sized = [_follow(d, sized) if d.follows and d.name not in used else d for d in sized]
     known = ", ".join(f"{d.name} (= {d.size})" for d in dimensions)
     if unknown:
