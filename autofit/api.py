@@ -152,8 +152,8 @@ class Analysis:
             self.plan,
             optimizer,
             lr,
-            weight_decay,
-            eps,
+            weight_decay=weight_decay,
+            eps=eps,
             scale_eps=scale_eps,
             decoupled_weight_decay=decoupled_weight_decay,
             beside=beside,
@@ -603,11 +603,27 @@ def _check_options(model: object, **options: object) -> None:
     }
     if not isinstance(model, nn.Module):
         raise AutofitError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    if wrapper := _wrapper(model):
+        raise PlanError(
+            f"the model is {wrapper}, and muP is for what is inside",
+            todo="muify the model first, then wrap, shard or compile it; the optimizer is made last",
+        )
     for key, value in options.items():
         choice = allowed[key]
         if not isinstance(value, str | bool | None) or (choice is not None and value not in choice):
             one_of = f"choose one of: {', '.join(map(str, choice))}" if choice else "pass its name"
             raise PlanError(f"{key}={shown(value)}", todo=one_of)
+
+
+def _wrapper(model: nn.Module) -> str:
+    """What was done to a model that has to come after `muify`, in words; nothing else is decided by a class."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return f"wrapped by {type(model).__name__}"
+    if "_orig_mod" in model._modules:
+        return "compiled by torch.compile"
+    sharded = (name for name, p in model.named_parameters() if hasattr(p, "device_mesh"))
+    name = next(sharded, None)
+    return f"sharded ({name} is a DTensor)" if name else ""
 
 
 def _resolve(

@@ -15,7 +15,7 @@ from autofit.values import is_number, shown
 LIMIT = 64 * 1024 * 1024
 VERSION = 1
 KEY = "autofit base"
-"""Key of the version among the dimensions of a base file: no dimension has a space in its name."""
+"""Key of a later version among the dimensions of a base file: no dimension has a space in its name."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def read_text(path: Path, what: str, error: type[AutofitError]) -> str:
 
 
 def write_base(path: Path, sizes: Mapping[str, float]) -> None:
-    """Write base sizes by dimension, with the version of the format."""
-    path.write_text(json.dumps({KEY: VERSION, **sizes}, indent=2) + "\n")
+    """Write base sizes by dimension, as a mapping and nothing else: the first version of the format says no version."""
+    path.write_text(json.dumps(dict(sizes), indent=2) + "\n")
 
 
 def without_version(data: Mapping[str, float], where: str | None = None) -> dict[str, float]:

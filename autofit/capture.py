@@ -96,8 +96,7 @@ def require_tree(model: nn.Module) -> None:
 
 
 def _capture_once(model: nn.Module, example: Example, known: Mapping[str, float], like: Program | None) -> Program:
-    with untouched(model):
-        captured = _first_that_works(model, example) if like is None else _by_one(model, example, like)
+    captured = _first_that_works(model, example) if like is None else _by_one(model, example, like)
     notes = [f"example inferred: {example}"] if example.inferred else []
     notes += [
         f"the buffer {name} has no value on meta: should it be a scale that depends on width, it was not counted"
@@ -140,7 +139,7 @@ def _first_that_works(model: nn.Module, example: Example) -> Captured:
                 continue
         failure = _explain_failure(model, example, first)
         try:
-            with _quietly(), _eval_mode(model):
+            with untouched(model), _quietly(), _eval_mode(model):
                 return record(model, example, failure.what)
         except Exception as second:
             raise _explain_both(model, example, failure, first, second) from first
@@ -152,7 +151,7 @@ def _by_one(model: nn.Module, example: Example, like: Program) -> Captured:
     try:
         if not like.recorded and kind not in _EVAL_MODES:
             return _export(model, example, like.front_end)
-        with _quietly(), _eval_mode(model):
+        with untouched(model), _quietly(), _eval_mode(model):
             if like.recorded:
                 return record(model, example, "as another capture")
             return _export(model, example, like.front_end, _EVAL_MODES[kind])
@@ -182,7 +181,7 @@ def _runs(model: nn.Module, example: Example) -> bool:
     """Whether forward accepts the example; on copies of the model's tensors."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     try:
-        with _quietly(), _eval_mode(model), torch.no_grad():
+        with untouched(model), _quietly(), _eval_mode(model), torch.no_grad():
             copies = {name: t.detach().clone() for name, t in tensors.items()}
             torch.func.functional_call(model, copies, example.args, example.kwargs)
     except Exception:
@@ -209,7 +208,8 @@ def _export(model: nn.Module, example: Example, front_end: str, gradients: bool 
             if not folding.found:
                 raise
             trying = folding.again()
-    return _exported(model, example, front_end, gradients, None)
+    with untouched(model):
+        return _exported(model, example, front_end, gradients, None)
 
 
 def _exported(model: nn.Module, example: Example, front_end: str, gradients: bool, folding: Folding | None) -> Captured:

@@ -187,37 +187,13 @@ def param_groups(
 
 
 def make_optimizer(
-    model: nn.Module,
-    plan: Plan,
-    optimizer: str | type,
-    lr: float,
-    weight_decay: float | None = None,
-    eps: float | None = None,
-    *,
-    scale_eps: bool = True,
-    decoupled_weight_decay: bool = False,
-    beside: Mapping[str, Any] | None = None,
-    groups: Iterable[Mapping[str, Any]] | None = None,
-    per_parameter: Exception_ | None = None,
-    settings: Mapping[str, Any],
+    model: nn.Module, plan: Plan, optimizer: str | type, lr: float, *, settings: Mapping[str, Any], **options: Any
 ) -> torch.optim.Optimizer:
-    """An optimizer with the groups of `param_groups`; ``settings`` go to its constructor."""
+    """An optimizer with the groups that `param_groups` makes of ``options``; ``settings`` go to its constructor."""
     cls, rule = optimizer_class(optimizer)
     key = optimizers()[rule].by_shape
-    made = param_groups(
-        model,
-        plan,
-        optimizer,
-        lr,
-        weight_decay,
-        eps,
-        scale_eps=scale_eps,
-        decoupled_weight_decay=decoupled_weight_decay,
-        beside=beside,
-        groups=groups,
-        per_parameter=per_parameter,
-        settings={k: v for k, v in settings.items() if k == key},
-    )
+    own = {k: v for k, v in settings.items() if k == key}
+    made = param_groups(model, plan, optimizer, lr, settings=own, **options)
     return _built(cls, rule, made, lr, settings)
 
 

@@ -106,8 +106,11 @@ def apply(
         plan = _read(Path(plan))
     title = _renaming(names)
     whole = {own: title(own) for own, _ in part.named_parameters(remove_duplicate=False)}
-    modules = dict(part.named_modules(remove_duplicate=False))
-    paths = {title(own): own for own, module in modules.items() if own and _is_here(title(own), module, plan)}
+    owners = _owners(plan)
+    # a module that holds nothing here and something there stands for one that another process has
+    here = {own for own, m in part.named_modules(remove_duplicate=False) if own and any(True for _ in m.parameters())}
+    paths = {title(own): own for own, _ in part.named_modules(remove_duplicate=False) if own}
+    paths = {there: own for there, own in paths.items() if own in here or there not in owners}
     place = {name: i for i, p in enumerate(plan.parameters.values()) for name in p.names}
     tensors = dict(part.named_parameters(remove_duplicate=False))
     own = {}
@@ -136,10 +139,13 @@ def apply(
         return Part(part, mine, whole, {name: place[there] for name, there in whole.items()}, recipe)
 
 
-def _is_here(there: str, module: nn.Module, plan: Plan) -> bool:
-    """Whether a module is one of the whole model's, and not what stands for one that another process has."""
-    here = any(True for _ in module.parameters())
-    return here or not any(name.startswith(f"{there}.") for p in plan.parameters.values() for name in p.names)
+def _owners(plan: Plan) -> set[str]:
+    """Paths of all modules that hold a parameter, themselves or in a module of theirs."""
+    found: set[str] = set()
+    for name in (name for p in plan.parameters.values() for name in p.names):
+        while (name := name.rpartition(".")[0]) and name not in found:
+            found.add(name)
+    return found
 
 
 def _read(path: Path) -> Plan:

@@ -105,7 +105,7 @@ def renderables(plan: Plan, roles: Roles) -> Iterator[RenderableType]:
         yield Text("Ties: one tensor, input-style init and learning rate", style="bold")
         for names in ties:
             yield Text("  " + " = ".join(names))
-    yield _groups(plan)
+    yield _groups(plan, roles)
     notes = list(dict.fromkeys([*plan.notes, *(f"{g.reason} at {describe(g.node)}" for g in growth.dims.unruled)]))
     assumed = sorted({n for s in plan.sites for n in re.findall(r"taken as .*", s.reason)})
     if notes or assumed:
@@ -209,7 +209,7 @@ def _carrier(carrier: Carrier, path: str) -> str:
     return f"{words.get(carrier.place, '')} {path}{part}{root}"
 
 
-def _groups(plan: Plan) -> Group:
+def _groups(plan: Plan, roles: Roles) -> Group:
     table = _table(
         "group",
         "lr",
@@ -219,7 +219,8 @@ def _groups(plan: Plan) -> Group:
         right=("group", "lr", "wd", "eps", "tensors"),
     )
     found: dict[tuple[float, float, float], int] = {}
-    for p in plan.parameters.values():
+    trained = [p for p in plan.parameters.values() if roles.parameters[p.name].parameter.trainable]
+    for p in (p for p in trained if p.name not in plan.frozen):
         f = optim.scaled(plan, p, "adamw")
         key = (f["lr"], f["weight_decay"], f["eps"])
         found[key] = found.get(key, 0) + 1

@@ -109,7 +109,7 @@ def test_a_mapping_and_a_saved_base(tmp_path: Path) -> None:
     assert ratios(mlp(), mu.base()) == EXPECTED
     file = tmp_path / "base.json"
     mu.save_base(file)
-    assert json.loads(file.read_text()) == {"autofit base": 1, "0": 16, "1": 24, "3": 16}
+    assert json.loads(file.read_text()) == {"0": 16, "1": 24, "3": 16}
     assert ratios(mlp(), file) == EXPECTED
     assert ratios(mlp(), str(file)) == EXPECTED
 

@@ -281,3 +281,13 @@ def test_an_example_that_runs_is_not_blamed() -> None:
     ragged = torch.nested.nested_tensor([torch.randn(3, 10), torch.randn(5, 10)], layout=torch.jagged)
     with pytest.raises(autofit.CaptureError, match=r"runs on the example(.|\n)*plain dense tensors"):
         autofit.analyze(model, ragged, base=32)
+
+
+def test_what_comes_after_muify_is_said_in_one_way() -> None:
+    """Compiled, wrapped, or sharded models: muify goes first."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+    for wrapped, said in ((torch.compile(net), "compiled by torch.compile"), (nn.DataParallel(net), "DataParallel")):
+        for example in (None, torch.zeros(2, 3)):
+            with pytest.raises(autofit.PlanError, match=said) as refusal:
+                autofit.muify(wrapped, example, base=4)
+            assert "muify the model first" in str(refusal.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,13 @@ def test_exit_codes(folder: Path, words: tuple[str, ...], code: int, text: str) 
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, autofit, autofit.cli; assert 'torch' not in sys.modules; autofit.muify; sys.modules['torch']"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[2].requires_grad_(False)
+    mu = autofit.muify(net, torch.zeros(2, 3), base=4, frozen="keep")
+    groups = mu.param_groups("adamw", lr=1e-3)
+    table = str(mu).partition("AdamW groups")[2].partition("Notes")[0]
+    counts = [int(re.findall(r"\d+", line)[-1]) for line in table.splitlines() if " x1 " in line or " x0.5 " in line]
+    assert sum(counts) == sum(len(g["params"]) for g in groups) == 4
