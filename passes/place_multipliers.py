@@ -464,14 +464,29 @@ class _Placer:
         return not others or (untie and own is not None and all(self._name_of(v) not in (own, None) for v in others))
 
     def _homogeneous(self, use: Use) -> bool:
-        """Whether an op reads a parameter itself, or a multiple of it: not ``1 + weight``, as a gain of Gemma's."""
+        """Whether an op reads a parameter itself, a multiple of it, or its product with what does not know it: not
+        ``1 + weight``, as a gain of Gemma's, nor a direction over its own length.
+        """
         start = self.dims.program.parameter(use.parameter).node
-        for value in use.node.all_input_nodes:
-            while value.op == "call_function" and (_moves(value) or _scales(value)):
-                (value,) = value.all_input_nodes
-            if value.name == start:
-                return True
-        return False
+        return any(self._is_multiple(value, start) for value in use.node.all_input_nodes)
+
+    def _is_multiple(self, value: fx.Node, start: str | None) -> bool:
+        while value.op == "call_function":
+            operands = value.all_input_nodes
+            if op_name(value) == "aten.mul" and len(operands) == 2:
+                operands = [n for n in operands if self._comes_from(n, start)]
+            elif not (_moves(value) or _scales(value)):
+                return False
+            if len(operands) != 1:
+                return False
+            (value,) = operands
+        return value.name == start
+
+    def _comes_from(self, value: fx.Node, start: str | None) -> bool:
+        """Whether a value that is made of parameters is made of this one."""
+        if self._is_data(value):
+            return False
+        return value.name == start or any(self._comes_from(n, start) for n in value.all_input_nodes)
 
     def _name_of(self, use: Use) -> str | None:
         """The name by which the module of an op has its parameter."""
