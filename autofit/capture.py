@@ -331,12 +331,16 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
     )
 
 
+_PYTHON = os.path.dirname(os.__file__)
+
+
 def _user_frame(error: Exception, model: nn.Module) -> str | None:
-    """Innermost line outside torch, else the innermost module whose forward was running."""
+    """Innermost line outside torch and Python itself, else the innermost module whose forward was running."""
     frames = list(traceback.walk_tb(error.__traceback__))[::-1]
     for frame, line in frames:
         file = frame.f_code.co_filename
-        if "/torch/" not in file and "/autofit/" not in file and not file.startswith("<"):
+        python = file.startswith(_PYTHON) and "site-packages" not in file
+        if not python and "/torch/" not in file and "/autofit/" not in file and not file.startswith("<"):
             return f"{file}:{line} in {frame.f_code.co_name}"
     names = {id(m): name for name, m in model.named_modules()}
     for frame, _ in frames:

@@ -278,6 +278,12 @@ def test_odd_exceptions_and_configurations() -> None:
         assert autofit.analyze(model, x, base=16).plan.parameters == plain.parameters
 
 
+def test_the_line_of_a_failure_is_not_one_of_python_itself() -> None:
+    with pytest.raises(autofit.ExampleError) as caught:
+        autofit.muify(Named(("a.b", "two", "gain", "bias")), torch.zeros(7, 6))
+    assert caught.value.where is None or "contextlib" not in caught.value.where
+
+
 def test_a_base_function() -> None:
     """Its failure is a refusal, with the cause; and the random numbers that it takes are not the model's."""
     model, x = mlp()
