@@ -16,7 +16,7 @@ from torch import nn
 from autofit import lowering, optim
 from autofit.bases import read_base, without_version, write_base
 from autofit.capture import capture, outputs, require_tree
-from autofit.cleanup import one_at_a_time, within
+from autofit.cleanup import no_collection, one_at_a_time, within
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
 from autofit.errors import AutofitError, BaseError, ExportError, LoweringError, PlanError
@@ -339,6 +339,7 @@ class Analysis:
 
 
 @one_at_a_time()
+@no_collection()
 def analyze(
     model: nn.Module,
     example: Any = None,
@@ -477,6 +478,7 @@ def trainable(model: nn.Module) -> frozenset[str]:
 
 
 @one_at_a_time()
+@no_collection()
 def muify(
     model: nn.Module,
     example: Any = None,

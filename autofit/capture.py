@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -19,7 +18,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree
 
-from autofit.cleanup import one_at_a_time, undone, within
+from autofit.cleanup import no_collection, one_at_a_time, undone, within
 from autofit.errors import AutofitError, CaptureError, ExampleError
 from autofit.examples import Example, beside, candidate_examples, normalize, without_cache
 from autofit.folding import Folding, unfold
@@ -274,7 +273,7 @@ def _refuse_symbolic(module: fx.GraphModule) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Gradients on, warnings and logs off, no collections: how both front ends run."""
-    with within(warnings.catch_warnings(), torch.enable_grad(), _no_collection(), _quiet()):
+    with within(warnings.catch_warnings(), torch.enable_grad(), no_collection(), _quiet()):
         warnings.simplefilter("ignore")
         yield
 
@@ -295,14 +294,6 @@ def _quiet() -> Iterator[None]:
     with undone(put_back), within(redirect_stderr(io.StringIO())):
         for handler, _ in handlers:
             handler.setLevel(logging.CRITICAL + 1)
-        yield
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Export makes many objects and little garbage: cyclic collections in between cost a sixth of its time."""
-    with undone(gc.enable if gc.isenabled() else gc.disable):
-        gc.disable()
         yield
 
 
