@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from types import NoneType
 from typing import Any
 
 import torch
@@ -380,7 +381,7 @@ def _process() -> Callable[[], None]:
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     """Plain containers among a module's attributes, or those of a cache it keeps, each with a copy of what it holds."""
-    held = list(module.__dict__.values())
+    held = [v for v in module.__dict__.values() if not isinstance(v, bool | int | float | str | NoneType)]
     own = [v for v in held if hasattr(v, "__dict__") and not isinstance(v, torch.Tensor | nn.Module | type)]
     inner = [v for o in own if not hasattr(o, "to_dict") for v in vars(o).values()]
     found = []

@@ -59,11 +59,9 @@ def reaching_output(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
     """Names of nodes with a differentiable path to an output on which no value has a growing axis."""
     found: set[str] = set()
     for node in reversed(list(dims.program.graph.nodes)):
-        if node.op == "output" or not is_float(node):
+        if not any(u.op == "output" or u.name in found for u in node.users) or not is_float(node):
             continue
-        if any(grows(c) for c in flat_cells(dims.of.get(node.name, ()))):
-            continue
-        if any(u.op == "output" or u.name in found for u in node.users):
+        if not any(grows(c) for c in flat_cells(dims.of.get(node.name, ()))):
             found.add(node.name)
     return found
 

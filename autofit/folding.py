@@ -261,14 +261,14 @@ class Folding:
         if like is not None:
             number = self._mark(like.outputs)
             self.copied.append(Copied(number, block.path, like))
-            return like.filled(torch.ops.autofit.fold(tensors, number))
+            return like.filled(torch.ops.autofit.fold.default(tensors, number))
         if not self._is_whole(block):
             self._again = True
             self._whole.add(block.path)
             raise _Again
         block.runs.append(key[-1])
         number = self._mark([_form(t) for t in tensors])
-        entered = iter(torch.ops.autofit.fold(tensors, number))
+        entered = iter(torch.ops.autofit.fold.default(tensors, number))
         args, kwargs = _pytree.tree_unflatten(
             [next(entered) if isinstance(v, torch.Tensor) else v for v in leaves], structure
         )
@@ -281,7 +281,7 @@ class Folding:
         forms, count = [_form(t) for t in given], iter(range(len(given)))
         places = [_At(next(count)) if isinstance(v, torch.Tensor) else v for v in values]
         traced = self.traced[number] = self._known[key] = Traced(number, block.path, forms, places, shape)
-        return traced.filled(torch.ops.autofit.fold(given, self._mark(forms)))
+        return traced.filled(torch.ops.autofit.fold.default(given, self._mark(forms)))
 
     def _mark(self, forms: list[Form]) -> int:
         number = next(_NUMBERS)
@@ -471,31 +471,32 @@ class _Region:
             if node not in self.entries:
                 self.nodes.append(node)
             node = node.next
+        stacks = {n: tuple(n.meta["nn_module_stack"].items()) for n in self.nodes if "nn_module_stack" in n.meta}
+        self.stacks = list(dict.fromkeys(stacks.values()))
+        places = {stack: i for i, stack in enumerate(self.stacks)}
+        self.stack_of = {n: places[stack] for n, stack in stacks.items()}
 
     def write(self, mark: fx.Node, path: str) -> None:
         """Put a copy in the place of a mark, with the tensors of the module at a path."""
         given: Any = mark.args[0]
         mapping = {entry: given[i] for entry, i in self.entries.items()}
         mapping |= {n: self.placeholders[path + name[len(self.path) :]] for n, name in self.own.items()}
-        stacks: dict[int, Any] = {}
+        stacks = [self._moved(stack, path) for stack in self.stacks]
         graph, there, here = mark.graph, self.begin.stack_trace or "", mark.stack_trace or ""
         with graph.inserting_before(mark):
             for node in self.nodes:
                 made = mapping[node] = graph.node_copy(node, lambda n: mapping.get(n, n))
-                stack = node.meta.get("nn_module_stack")
-                if stack is not None:
-                    if id(stack) not in stacks:
-                        stacks[id(stack)] = self._moved(stack, path)
-                    made.meta["nn_module_stack"] = stacks[id(stack)]
+                if node in self.stack_of:
+                    made.meta["nn_module_stack"] = stacks[self.stack_of[node]]
                 if there != here and node.stack_trace and node.stack_trace.startswith(there):
                     made.stack_trace = here + node.stack_trace[len(there) :]
         results: Any = self.end.args[0]
         _replace(mark, [mapping.get(n, n) for n in results])
 
-    def _moved(self, stack: dict[str, Any], path: str) -> dict[str, Any]:
+    def _moved(self, stack: tuple[tuple[str, Any], ...], path: str) -> dict[str, Any]:
         """A stack of modules with those of the traced call as those of a copy."""
         found = {}
-        for key, (name, kind) in stack.items():
+        for key, (name, kind) in stack:
             inside = re.match(rf"{re.escape(self.path)}(?=[.@]|$)", name)
             moved = path + name[len(self.path) :] if inside else name
             found[moved if inside else key] = (moved, kind)
@@ -511,8 +512,8 @@ def _replace(mark: fx.Node, results: list[fx.Node]) -> None:
 
 def _renumber(graph: fx.Graph) -> None:
     """Names as a graph has them that was traced whole: counted in its order."""
-    names = fx.graph._Namespace()
+    names, counts = fx.graph._Namespace(), re.compile(r"(_\d+)+$")
     for node in graph.nodes:
-        base = node.name if node.op != "call_function" else re.sub(r"(_\d+)+$", "", node.name)
+        base = node.name if node.op != "call_function" else counts.sub("", node.name)
         node.name = names.create_name(base, node)
     graph._graph_namespace = names

@@ -281,8 +281,12 @@ class Widths:
             return self._variable_size(part, atom, variable)
         if root.kind == "atom":
             return root.size
-        counts = variable | {s for s, kinds in self.kinds.items() if "stacked" in kinds}
-        return prod(f.size for f in self.axes.factors(root) if any(a.serial in counts for a in self.axes.atoms(f)))
+
+        def counts(factor: Cell) -> bool:
+            atoms = [a.serial for a in self.axes.atoms(factor)]
+            return any(s in variable or "stacked" in self.kinds.get(s, ()) for s in atoms)
+
+        return prod(f.size for f in self.axes.factors(root) if counts(f))
 
     def _whole_axes(self, dimensions: Iterable[Dimension]) -> tuple[dict[int, str], dict[int, str]]:
         """By size: growing dimensions that weights contract as a whole axis, and parameters that contract or look

@@ -74,14 +74,15 @@ class Process:
         """Without waiting until it is up."""
         path = os.pathsep.join((str(ROOT), *by.path))
         log = Path(environment["LOGS"], f"{case}-{model}-{size}".replace(" ", "-"))
-        popen = subprocess.Popen(
-            [by.python, str(Path(__file__).with_name("peer.py")), case, model, size],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            text=True,
-            env={**environment, "PYTHONPATH": path},
-        )
+        with log.open("w") as errors:
+            popen = subprocess.Popen(
+                [by.python, str(Path(__file__).with_name("peer.py")), case, model, size],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**environment, "PYTHONPATH": path},
+            )
         return cls(case, model, popen)
 
     def told(self, seconds: float = 600) -> Row:
@@ -92,6 +93,7 @@ class Process:
         if not select.select([self.popen.stdout], [], [], seconds)[0]:
             self.error = f"no answer within {seconds:g} s"
             self.popen.kill()
+            self.popen.wait()
         elif line := self.popen.stdout.readline():
             answer: Row = json.loads(line)
             self.error = answer.get("error", "")
@@ -104,18 +106,22 @@ class Process:
         """Give a command, whose answer is `told`."""
         assert self.popen.stdin is not None
         if not self.error:
-            self.popen.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-            self.popen.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # of one that is dead, as `told` says
+                self.popen.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+                self.popen.stdin.flush()
 
     def ask(self, command: str, **arguments: Any) -> Row:
-        """Give a command and wait."""
+        """Give a command and wait; a step that takes minutes is none."""
         self.tell(command, **arguments)
-        return self.told()
+        return self.told(100 if command == "step" else 600)
 
     def end(self) -> None:
         """No more commands."""
-        with contextlib.suppress(BrokenPipeError):
+        try:
             self.popen.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.communicate()
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,11 @@ def of_model(model: str, plan: Plan, environment: dict[str, str], note: Callable
             yield from compiled([by_case[c] for c in COMPILED if c in by_case], plan)
             note(f"{model}: compiled steps")
         if model in SURVIVAL:
+            lost = [p for p in processes if p.popen.poll() is not None]
+            new = [Process.start(p.case, model, size, by[p.case], environment) for p in lost if p.case in PEERS]
+            for p in new:
+                p.told()
+            processes = [p for p in processes if p not in lost] + new
             yield from survival([p for p in processes if p.case in ("untouched", *PEERS)], plan)
             note(f"{model}: survival")
         for p in deep:
@@ -224,8 +235,7 @@ def survival(processes: list[Process], plan: Plan) -> Iterator[Row]:
     """What is left of every peer's work; two at a time, which is not measured. Whoever failed before is asked, too."""
     for i in range(0, len(processes), 2):
         for p in processes[i : i + 2]:
-            if p.popen.poll() is None:
-                p.error = ""
+            p.error = ""
             p.tell("survive", transforms=plan.transforms)
         for p in processes[i : i + 2]:
             yield {"what": "survival", "model": p.model, "case": p.case, "found": p.told()}

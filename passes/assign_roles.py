@@ -137,6 +137,7 @@ class _Reader:
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
+        self.products = {p.node for p in self.dims.products}
         self.scales = Scales(growth, None if rules.absolute else growth.constants)
         self.reaching = reaching_output(growth.dims, growth.grows)
         self.grown = behind(growth.dims, growth.grows)
@@ -378,7 +379,6 @@ class _Reader:
         present, scale, told = self.scales.exponent(factors, size, ratio)
         treatment, wanted, why = self.treat("attention", present)
         reason = f"{why}sums {size} products of activations{told}"
-        feeds = {p.node for p in self.dims.products}
         if not grows and not self.absolute:
             treatment, reason = "nothing", f"the {size} summed elements do not grow"
         elif left.normalized and right.normalized:
@@ -386,7 +386,7 @@ class _Reader:
                 "norm",
                 "both sides are normalized: their gains set the scale, it is left as it is",
             )
-        elif any(n in feeds and n is not node for path in (left, right) for n in path.nodes):
+        elif any(n in self.products and n is not node for path in (left, right) for n in path.nodes):
             treatment = "unsupported"
             reason = "one side is itself a sum over products of activations (linear attention)"
         return Site(

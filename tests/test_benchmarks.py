@@ -71,6 +71,22 @@ def test_a_peer_that_cannot_be_installed_has_a_reason(tmp_path: Path, monkeypatc
     assert found["unit-scaling"].python == sys.executable
 
 
+def test_a_process_that_dies_or_fails_says_so(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    environment = {"LOGS": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    p = peers.Process.start("mup", "gpt2", "quick", peers.Interpreter(str(broken)), environment)
+    assert p.told() == {"error": "the process ended with 3"}
+    assert peers.in_turn([p], "step", 2) == {"mup": []}
+    assert peers.series("computing", p, [])["error"] == "the process ended with 3"
+    p.end()
+    gone = peers.Process.start("mup", "gpt2", "quick", peers.Interpreter(str(broken)), environment)
+    gone.popen.wait()
+    assert gone.ask("step") == {"error": "the process ended with 3"}
+    gone.end()
+
+
 def test_a_goal_is_met_by_the_median_and_missed_by_the_interval() -> None:
     figure = Figure.of([0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 5.0])
     assert (figure.median, figure.low, figure.high) == (1.2, 0.9, 5.0)
