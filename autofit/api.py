@@ -658,11 +658,11 @@ def _resolve(
         scalars = recipe.scalars(base) if recipe else None
         second = BaseModel(InferDims()(capture(base, example, scalars)), {n: s.std for n, s in drawn.items()})
         counts = Counter(r.stream for r in residuals(second.dims)) if deep else {}
-        return ResolveBase(second, grow)(dims), tuple(float(counts[i]) for i in sorted(counts))
+        return ResolveBase(second, grow, frozen=frozen)(dims), tuple(float(counts[i]) for i in sorted(counts))
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
-            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims), None
+            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base), frozen=frozen)(dims), None
         sizes, depth = _apart(loaded.sizes, dims)
         return ResolveBase(sizes, grow, str(base), strict, frozen)(dims), depth
     if isinstance(base, Mapping):

@@ -144,5 +144,5 @@ def test_the_source_is_that_of_the_model_without_wrappers(call: str) -> None:
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
     mu = autofit.muify(model, torch.zeros(2, 8), base=16)
     model[2] = Wrapper(model[2])
-    with pytest.raises(autofit.LoweringError, match="2 was wrapped after muify, and is 2.module now"):
+    with pytest.raises(autofit.LoweringError, match=r"2 was wrapped after muify, and is 2\.module now"):
         getattr(mu, call)()
