@@ -39,6 +39,7 @@ from autofit.source.fields import scale_fields
 from autofit.source.write import Source, difference, export
 from autofit.stages import stages
 from autofit.tunables import Tunables
+from autofit.unwrap import require_unwrapped
 from autofit.values import fields_of, shown, text_of
 from autofit.verify import verify_program, verify_values
 
@@ -78,7 +79,7 @@ class Analysis:
     def param_groups(
         self,
         optimizer: str | type,
-        lr: float,
+        lr: float | torch.Tensor,
         weight_decay: float | None = None,
         eps: float | None = None,
         *,
@@ -93,7 +94,8 @@ class Analysis:
 
         Args:
             optimizer: a class of the table of rules (``autofit rules``), or its name there, as ``"adamw"``.
-            lr, weight_decay, eps: values tuned at the base width; ``None`` is the optimizer's default.
+            lr, weight_decay, eps: values tuned at the base width; ``None`` is the optimizer's default. A learning rate
+                that is a tensor stays one, as compiled steps want it, a new one for each group.
             scale_eps: ``False`` leaves eps alone, as the ``mup`` package does.
             decoupled_weight_decay: torch's option of that name, for ``Adam``, ``NAdam`` and ``RAdam``.
             beside: settings of the optimizer for what this one does not take: `torch.optim.Muon` takes matrices
@@ -126,7 +128,7 @@ class Analysis:
     def optimizer(
         self,
         optimizer: str | type,
-        lr: float,
+        lr: float | torch.Tensor,
         weight_decay: float | None = None,
         eps: float | None = None,
         *,
@@ -278,8 +280,9 @@ class Analysis:
         Raises:
             ExportError: an op of another package, a size or value that nothing in the file could give, or a file that
                 is not the model.
-            LoweringError: a form whose multipliers are in weights.
+            LoweringError: a form whose multipliers are in weights, or a module was wrapped since.
         """
+        require_unwrapped(self.model, self.plan)
         try:
             made = export(
                 self.model,
@@ -309,8 +312,9 @@ class Analysis:
         sizes of the example and the mode in which it was captured built in.
 
         Raises:
-            LoweringError: the captured program has no place for a multiplier.
+            LoweringError: the captured program has no place for a multiplier, or a module was wrapped since.
         """
+        require_unwrapped(self.model, self.plan)
         return graph_form(self.model, self.roles, self.plan)
 
     def stages(self) -> str:
@@ -654,11 +658,11 @@ def _resolve(
         scalars = recipe.scalars(base) if recipe else None
         second = BaseModel(InferDims()(capture(base, example, scalars)), {n: s.std for n, s in drawn.items()})
         counts = Counter(r.stream for r in residuals(second.dims)) if deep else {}
-        return ResolveBase(second, grow)(dims), tuple(float(counts[i]) for i in sorted(counts))
+        return ResolveBase(second, grow, frozen=frozen)(dims), tuple(float(counts[i]) for i in sorted(counts))
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
-            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base))(dims), None
+            return ResolveBase(BaseShapes(loaded.shapes), grow, str(base), frozen=frozen)(dims), None
         sizes, depth = _apart(loaded.sizes, dims)
         return ResolveBase(sizes, grow, str(base), strict, frozen)(dims), depth
     if isinstance(base, Mapping):

@@ -11,6 +11,7 @@ import heapq
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
@@ -24,12 +25,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autofit.cleanup import within
+from autofit.cleanup import one_at_a_time, undone, within
 from autofit.errors import PlanError
 from autofit.lowering import draw
 from autofit.measure import Spread, spread
 from autofit.plan import Plan
 from autofit.program import storage_key
+from autofit.unwrap import planned_modules, planned_name, planned_paths
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 SAMPLE = 2**20
@@ -386,13 +388,44 @@ def deferred_init(factory: Callable[[], nn.Module]) -> nn.Module:
     Returns:
         The model, on ``meta``.
     """
-    recorder = Recorder()
-    with within(recorder, _Skipped(recorder), torch.device("meta")):
-        model = factory()
-    with within(recorder, _Skipped(recorder)):
-        _initialize_transformers(model)
+    known = "transformers" in sys.modules
+    recorder, model = _on_meta(factory)
+    if not known and "transformers" in sys.modules:  # came with the factory: what it skipped was not seen
+        recorder, model = _on_meta(factory)
     model.__dict__[ATTRIBUTE] = Recipe(recorder, model)
     return model
+
+
+def _on_meta(factory: Callable[[], nn.Module]) -> tuple[Recorder, nn.Module]:
+    recorder = Recorder()
+    transformers = _initialization_of_transformers()
+    with within(one_at_a_time(), transformers, recorder, _Skipped(recorder), torch.device("meta")):
+        return recorder, factory()
+
+
+@contextmanager
+def _initialization_of_transformers() -> Iterator[None]:
+    """Let models of transformers initialize themselves on ``meta``, too, where that library skips it.
+
+    At the end of their own construction, as on other devices: a factory may return a part of one.
+    """
+    library = sys.modules.get("transformers")
+    if library is None:
+        yield
+        return
+    base = library.PreTrainedModel
+    original = base.init_weights
+
+    def init_weights(self: Any) -> None:
+        self.initialize_weights()
+        original(self)
+
+    def put_back() -> None:
+        base.init_weights = original
+
+    with undone(put_back):
+        base.init_weights = init_weights
+        yield
 
 
 def record(factory: Callable[[], nn.Module], device: str) -> Recipe:
@@ -461,9 +494,11 @@ def draw_all(
     Raises:
         PlanError: a tensor is still on ``meta``, nothing recorded gives it values, or a tie of shards is broken.
     """
+    modules = planned_modules(model, plan)
     for p in plan.parameters.values():
-        _tie(model, p.names)
-    targets = list(_distinct(model))
+        _tie(modules, p.names)
+    paths = planned_paths(model, plan)
+    targets = list(_distinct((planned_name(name, paths), t) for name, t in _named_tensors(model)))
     for name, t in targets:
         if t.is_meta:
             raise PlanError(f"{name} is on meta: it has no memory", todo="call model.to_empty(device=...) first")
@@ -483,22 +518,21 @@ def draw_all(
         _fill(t, draw(whole.clone(), plan.parameters[name]) if name in plan.parameters else whole)
 
 
-def _tie(model: nn.Module, names: tuple[str, ...]) -> None:
+def _tie(modules: Mapping[str, nn.Module], names: tuple[str, ...]) -> None:
     """Give all names of a parameter one tensor again."""
-    first = model.get_parameter(names[0])
-    for name in names[1:]:
-        other = model.get_parameter(name)
+    places = [name.rpartition(".")[::2] for name in names]
+    first, *others = (getattr(modules[path], leaf) for path, leaf in places)
+    for name, (path, leaf), other in zip(names[1:], places[1:], others, strict=True):
         if storage_key(other) == storage_key(first):
             continue
         if _is_sharded(other):
             raise PlanError(f"{name} was tied to {names[0]} and is not any more", todo="shard both in one group")
-        path, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(path), leaf, first)
+        setattr(modules[path], leaf, first)
 
 
-def _distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _distinct(named: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[Any] = set()
-    for name, t in _named_tensors(model):
+    for name, t in named:
         key = storage_key(t)
         if key not in seen:
             seen.add(key)

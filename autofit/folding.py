@@ -349,7 +349,7 @@ class _Stream(TorchDispatchMode):  # type: ignore[no-untyped-call]
         said = func, self.token(args), self.token(tuple(kwargs.items())) if kwargs else (), torch.is_grad_enabled()
         at = len(self.steps)
         self._runs = [run for run in self._runs if len(run) > at and run[at][:4] == said]
-        result = self._as_before(self._runs[0][at][4]) if self._runs and not func._schema.is_mutable else None
+        result = self._as_before(func, self._runs[0][at][4]) if self._runs and not func._schema.is_mutable else None
         if result is None:
             if func._schema.is_mutable and any(n < self._given for n in self._writes(func, args, kwargs)):
                 raise _NotTold
@@ -360,15 +360,23 @@ class _Stream(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.steps.append((*said, self.token(result)))
         return result
 
-    def _as_before(self, place: Any) -> torch.Tensor | None:
-        """A tensor at a place, without running what gives it; ``None`` where it is none, or not all of its memory."""
-        if not (isinstance(place, tuple) and len(place) == 5 and isinstance(place[4], torch.dtype)):
-            return None
-        number, offset, size, stride, dtype = place
-        if number < len(self._alive):
-            whole = torch.empty(0, dtype=dtype, device="meta")
-            return whole.set_(self._alive[number], offset, size, stride)
-        return torch.empty_strided(size, stride, dtype=dtype, device="meta") if offset == 0 else None
+    def _as_before(self, func: Any, places: Any) -> Any:
+        """Tensors at places, without running what gives them; ``None`` where one is none, or not all of its memory."""
+        several = len(func._schema.returns) > 1
+        found, fresh = [], len(self._alive)
+        for place in places if several else (places,):
+            if not (isinstance(place, tuple) and len(place) == 5 and isinstance(place[4], torch.dtype)):
+                return None
+            number, offset, size, stride, dtype = place
+            if number < len(self._alive):
+                whole = torch.empty(0, dtype=dtype, device="meta")
+                found.append(whole.set_(self._alive[number], offset, size, stride))
+            elif number == fresh and offset == 0:
+                found.append(torch.empty_strided(size, stride, dtype=dtype, device="meta"))
+                fresh += 1
+            else:
+                return None
+        return tuple(found) if several else found[0]
 
     def token(self, value: Any) -> Hashable:
         """What a value is, without its identity."""

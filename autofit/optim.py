@@ -15,6 +15,7 @@ from autofit.errors import OptimizerError
 from autofit.plan import ParameterPlan, Plan
 from autofit.rules import BRANCH, BY_SHAPE, Optimizer, factors, optimizers, table
 from autofit.together import Together
+from autofit.unwrap import planned_name, planned_paths
 from autofit.values import is_number, shown, text_of
 
 SETTINGS = ("lr", "weight_decay", "eps")
@@ -88,8 +89,7 @@ def check_number(name: str, value: Any) -> float:
     Raises:
         OptimizerError: it is not.
     """
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptimizerError(f"{name} is {shown(value)}, not a number")
     if not is_number(value) or value < 0:
@@ -97,11 +97,15 @@ def check_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
 def param_groups(
     model: nn.Module,
     plan: Plan,
     optimizer: str | type,
-    lr: float,
+    lr: float | torch.Tensor,
     weight_decay: float | None = None,
     eps: float | None = None,
     *,
@@ -118,7 +122,8 @@ def param_groups(
         model: the muified model.
         plan: its plan.
         optimizer: class or name.
-        lr, weight_decay, eps: the values tuned at the base width; ``None`` means the optimizer's default.
+        lr, weight_decay, eps: the values tuned at the base width; ``None`` means the optimizer's default. A learning
+            rate that is a tensor stays one, as compiled steps want it, a new one for each group.
         scale_eps: ``False`` keeps eps everywhere, as the ``mup`` package does.
         decoupled_weight_decay: torch's option of that name, for `Adam`, `NAdam` and `RAdam`.
         beside: lr, weight_decay, eps and further settings of the optimizer for what this one does not take.
@@ -174,9 +179,11 @@ def param_groups(
             settings=values,
         ).items():
             if key in values:
-                scaled_value = check_number(f"{key} of {name}", values[key]) * factor
-                values[key] = check_number(f"{key} of {name}, times {factor:g},", scaled_value)
-        setting = tuple(sorted((k, repr(v)) for k, v in values.items()))
+                value = values[key]
+                number = check_number(f"{key} of {name}", value) * factor
+                number = check_number(f"{key} of {name}, times {factor:g},", number)
+                values[key] = value.detach() * factor if isinstance(value, torch.Tensor) else number
+        setting = tuple(sorted((k, repr(_plain(v))) for k, v in values.items()))
         group = merged.setdefault(setting, {"params": [], "param_names": [], **values})
         group["params"].append(p)
         group["param_names"].append(name)
@@ -187,7 +194,13 @@ def param_groups(
 
 
 def make_optimizer(
-    model: nn.Module, plan: Plan, optimizer: str | type, lr: float, *, settings: Mapping[str, Any], **options: Any
+    model: nn.Module,
+    plan: Plan,
+    optimizer: str | type,
+    lr: float | torch.Tensor,
+    *,
+    settings: Mapping[str, Any],
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """An optimizer with the groups that `param_groups` makes of ``options``; ``settings`` go to its constructor."""
     cls, rule = optimizer_class(optimizer)
@@ -198,7 +211,7 @@ def make_optimizer(
 
 
 def _built(
-    cls: type, rule: str, groups: list[dict[str, Any]], lr: float, settings: Mapping[str, Any]
+    cls: type, rule: str, groups: list[dict[str, Any]], lr: float | torch.Tensor, settings: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     """An optimizer of these groups; two as one, where the class takes only some of them."""
     beside = optimizers()[rule].beside
@@ -215,7 +228,7 @@ def _built(
 def _settings(
     cls: type,
     rule: str,
-    lr: float,
+    lr: float | torch.Tensor,
     weight_decay: float | None,
     eps: float | None,
     decoupled: bool,
@@ -226,7 +239,8 @@ def _settings(
     if decoupled and "decoupled_weight_decay" not in accepted:
         raise OptimizerError(f"{cls.__name__} has no setting 'decoupled_weight_decay'")
     defaults = {k: v.default for k, v in accepted.items() if v.default is not inspect.Parameter.empty}
-    settings: dict[str, Any] = {**more, "lr": check_number("lr", lr)}
+    number = check_number("lr", lr)
+    settings: dict[str, Any] = {**more, "lr": lr if isinstance(lr, torch.Tensor) else number}
     settings |= {"decoupled_weight_decay": True} if decoupled else {}
     for key, value in (("weight_decay", weight_decay), ("eps", eps)):
         if key in accepted and (key != "eps" or optimizers()[rule].eps):
@@ -238,7 +252,7 @@ def _settings(
 
 def _beside(
     entry: Optimizer,
-    lr: float,
+    lr: float | torch.Tensor,
     weight_decay: float | None,
     given: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
@@ -267,7 +281,7 @@ def _check_by_shape(cls: type, key: str, value: Any) -> None:
 def _check_one_lr(cls: type, groups: Iterable[Mapping[str, Any]], plan: Plan) -> None:
     rates: dict[float, str] = {}
     for group in groups:
-        rates.setdefault(group["lr"], group["param_names"][0])
+        rates.setdefault(float(group["lr"]), group["param_names"][0])
     if len(rates) > 1:
         raise OptimizerError(
             f"{cls.__name__} takes one learning rate for all, and {' and '.join(list(rates.values())[:2])} want two",
@@ -298,7 +312,9 @@ def _exception(per_parameter: Exception_ | None, name: str, p: nn.Parameter) -> 
 
 def _unique_named(model: nn.Module, plan: Plan) -> list[tuple[str, nn.Parameter]]:
     """Trainable parameters, each once; two over one storage (a tie that was assigned apart) are two, as in torch."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in plan.frozen]
+    paths = planned_paths(model, plan)
+    named = [(planned_name(name, paths), p) for name, p in model.named_parameters()]
+    return [(name, p) for name, p in named if p.requires_grad and name not in plan.frozen]
 
 
 def _assigned(

@@ -39,13 +39,13 @@ class Part:
     order: Mapping[str, int] = field(repr=False)
     recipe: Recipe | None = field(default=None, repr=False)
 
-    def param_groups(self, optimizer: str | type, lr: float, **options: Any) -> list[dict[str, Any]]:
+    def param_groups(self, optimizer: str | type, lr: float | torch.Tensor, **options: Any) -> list[dict[str, Any]]:
         """Optimizer groups of this part; arguments and errors as `Analysis.param_groups`."""
         lowering.require_installed(self.model, self.plan)
         known, settings = _apart(options)
         return optim.param_groups(self.model, self.plan, optimizer, lr, settings=settings, **known)
 
-    def optimizer(self, optimizer: str | type, lr: float, **options: Any) -> torch.optim.Optimizer:
+    def optimizer(self, optimizer: str | type, lr: float | torch.Tensor, **options: Any) -> torch.optim.Optimizer:
         """An optimizer of this part's parameters; arguments and errors as `Analysis.optimizer`."""
         lowering.require_installed(self.model, self.plan)
         known, settings = _apart(options)

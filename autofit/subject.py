@@ -30,6 +30,7 @@ from autofit.plan import ParameterPlan, Plan
 from autofit.propagation import ZERO, Laws
 from autofit.roles import Roles, Site
 from autofit.rules import BY_SHAPE, Optimizer, factors, optimizers, table
+from autofit.unwrap import planned_name, planned_paths
 
 Groups = Iterable[Mapping[str, Any]]
 
@@ -105,7 +106,8 @@ def planned(found: Analysis, optimizer: str | type, groups: Groups | None, lr: f
     groups = found.param_groups(optimizer, lr=1.0 if lr is None else lr) if groups is None else groups
     held, wrong = _held(found.model, groups, plan)
     own = {p.name: _Planned(p, plan, roles) for p in plan.parameters.values()}
-    live = spreads(found.model)
+    paths = planned_paths(found.model, plan)
+    live = {planned_name(name, paths): spread for name, spread in spreads(found.model).items()}
     parameters = {
         node: own[name].start(live.get(name), found.applied) + own[name].multiplier
         for name, r in roles.parameters.items()
@@ -301,7 +303,9 @@ def _held(
     Raises:
         OptimizerError: a group holds another tensor.
     """
-    names = {id(p): n for n, p in model.named_parameters()}
+    paths = planned_paths(model, plan) if plan else {}
+    named = [(planned_name(name, paths), p) for name, p in model.named_parameters()]
+    names = {id(p): name for name, p in named}
     held: dict[str, Mapping[str, Any]] = {}
     wrong = []
     for group in groups:
@@ -317,7 +321,7 @@ def _held(
                 wrong.append((name, "it is in two groups, and stepped twice", "leave it in one"))
             held[name] = group
     frozen = plan.frozen if plan else ()
-    for name, p in model.named_parameters():
+    for name, p in named:
         if p.requires_grad and name not in held and name not in frozen:
             wrong.append((name, "no group has it: it is never trained", "give it to a group, or freeze it"))
     return held, wrong

@@ -34,8 +34,9 @@ class Widths:
         positions: of these, cells of axes that are data in part: learned tokens beside those of the input.
     """
 
-    def __init__(self, dims: Dims, grow: str) -> None:
+    def __init__(self, dims: Dims, grow: str, keep: bool = False) -> None:
         self.dims, self.axes, self.grow = dims, dims.axes, grow
+        self.pretrained = pretrained(dims) if keep else frozenset()
         self.kinds: dict[int, set[str]] = {}
         self.first: dict[tuple[int, str], str] = {}
         for fact in dims.evidence:
@@ -176,6 +177,7 @@ class Widths:
         for serial, (_, exact) in labels.items():
             cell = self.axes.cells[serial]
             groups.setdefault((fold_layers(exact), cell.size, serial in followers), []).append(cell)
+        rows = {a.size for a in self._atoms() if "index" in self.kinds.get(a.serial, ())}
         same = Counter(folded for folded, _, _ in groups)
         together = Counter(exact for _, exact in labels.values())
         seen: Counter[str] = Counter()
@@ -187,10 +189,13 @@ class Widths:
             elif same[label] > 1:
                 seen[label] += 1
                 label = f"{label}[{seen[label] - 1}]"
-            aliases = tuple(k for k, v in self.dims.program.config.items() if v == size)
-            reason = followers.get(members[0].serial) or self._why_grows(members[0])
-            name = aliases[0] if len(aliases) == 1 and not follows else label
             serials = frozenset(c.serial for c in members)
+            aliases = tuple(k for k, v in self.dims.program.config.items() if v == size)
+            if self.pretrained and not serials & self.pretrained:
+                aliases = ()  # a rank that is as large as the number of heads is none
+            reason = followers.get(members[0].serial) or self._why_grows(members[0])
+            told = len(aliases) == 1 and size not in rows  # else the field may be that number of rows
+            name = aliases[0] if told and not follows else label
             paths = tuple((labels[c.serial][1], c.serial) for c in members)
             found.append(Dimension(name, label, aliases, size, float(size), not follows, reason, serials, paths=paths))
         return _unique_names(found)
@@ -442,6 +447,15 @@ def divide(d: Dimension, base: Mapping[int, float]) -> list[Dimension]:
     ]
     apart = frozenset(c for cells in parts.values() for c in cells)
     return [replace(d, base=usual, cells=d.cells - apart), *others]
+
+
+def pretrained(dims: Dims) -> frozenset[int]:
+    """Cells of frozen weights, but for mere tables of positions; what is in buffers, as if quantised, is frozen."""
+    trained = {p.name for p in dims.program.parameters if p.trainable}
+    frozen = {u.parameter for u in dims.uses if "in" in u.kinds.values()} - trained
+    cells = [c for name in frozen for c in dims.of_parameter.get(name, ())]
+    cells += [fact.cell for fact in dims.evidence if fact.kind == "held"]
+    return frozenset(a.serial for c in cells for a in dims.axes.atoms(c))
 
 
 def _unique_names(found: list[Dimension]) -> list[Dimension]:

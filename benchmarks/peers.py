@@ -1,6 +1,6 @@
 """autofit beside the packages `mup` and `unit-scaling` and the untouched model: one run on one machine.
 
-    python benchmarks/peers.py run --peers DIRECTORY    # about 12 minutes on 2 cores; both packages go into DIRECTORY
+    python benchmarks/peers.py run --peers DIRECTORY    # half an hour; both packages go into DIRECTORY
     python benchmarks/peers.py run --mup PYTHON --unit-scaling PYTHON    # or interpreters that have them
     python benchmarks/peers.py run --quick --out DIRECTORY    # small models, few rounds
     python benchmarks/peers.py write                    # the page again, from the rows

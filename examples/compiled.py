@@ -21,10 +21,9 @@ batches = torch.tensor([list(text[s : s + 32]) for s in starts]).view(20, 8, 32)
 torch.manual_seed(0)
 model = transformers.LlamaForCausalLM(config)
 mu = autofit.muify(model, base=32, grow="head_dim")  # base 32: lr is that of width 32; four heads at any width
-optimizer = mu.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+rate = torch.tensor(1e-2)  # each group gets a tensor of its own; as a number, a new rate would compile the step again
+optimizer = mu.optimizer(torch.optim.AdamW, lr=rate, weight_decay=0.1)
 scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(batches))
-for group in optimizer.param_groups:
-    group["lr"] = torch.tensor(group["lr"])  # as a number, a new rate would compile the step again
 compiled, compiled_step = torch.compile(model), torch.compile(optimizer.step)
 
 for step, ids in enumerate(batches):

@@ -592,7 +592,7 @@ def _evaluate(node: fx.Node, operand: fx.Node, value: Any) -> Any:
 def _members(value: Any) -> set[int]:
     if isinstance(value, tuple | list):
         return set().union(*(_members(v) for v in value))
-    return {int(i) for i in value.unique()}
+    return set(value.flatten().bincount().nonzero().flatten().tolist())
 
 
 def _ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:

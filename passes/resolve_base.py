@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,7 +67,7 @@ class ResolveBase:
             BaseError: the base is invalid or does not fit.
             DimensionError: nothing can grow, or under ``strict`` a dimension is ambiguous.
         """
-        widths = Widths(dims, self.grow)
+        widths = Widths(dims, self.grow, keep=self.frozen == "keep")
         dimensions, main, size, clash = widths.find()
         if isinstance(self.base, BaseModel):
             growth = _from_model(dims, dimensions, main, self.base, widths.loose_factors())
@@ -80,41 +80,47 @@ class ResolveBase:
                 wide = [d for d in (*_inputs(dims), *widths.loose_factors()) if d.label in self.base]
                 growth = _from_mapping(dims, [*dimensions, *wide], main, self.base, self.origin or "mapping")
             else:
-                own = _adapters(dims, dimensions, main) if self.frozen == "keep" else {}
+                own = _adapters(dims, dimensions, main, widths.pretrained)
                 fixed = [replace(d, grows=False, reason=ADAPTER) if d.name in own else d for d in dimensions]
                 main, size = widths.main(fixed) if main.name in own else (main, size)
                 growth = _from_number(dims, fixed, main, size, self.base)
                 classes = tuple(_note_classes(d) for d in dimensions if d.reason == CLASSES)
-                growth = replace(growth, notes=(*growth.notes, *own.values(), *classes))
+                growth = replace(growth, notes=(*growth.notes, *_note_adapters(own.values()), *classes))
             growth = replace(growth, notes=(*growth.notes, *(_note_end(d) for d in dimensions if d.follows)))
         shown = tuple(d for d in growth.dimensions if d.grows or d.follows or not d.output)
         return replace(growth, dimensions=shown, notes=(*growth.notes, *widths.bound_to_data()))
 
 
-def _adapters(dims: Dims, dimensions: Iterable[Dimension], main: Dimension) -> dict[str, str]:
-    """Notes by name of the dimensions that no frozen weight has, where trained weights stand beside frozen ones.
+def _adapters(
+    dims: Dims, dimensions: Iterable[Dimension], main: Dimension, pretrained: Set[int]
+) -> dict[str, Dimension]:
+    """By name the dimensions that no frozen weight has, where trained weights stand beside frozen ones.
 
-    They do where the main width is one of frozen weights, or where both give and contract the same width. Weights
-    that are held in buffers, as quantised ones are, are frozen.
+    They do where the main width is one of frozen weights, or where both give and contract the same width.
     """
     trained = {p.name for p in dims.program.parameters if p.trainable}
-    frozen = {u.parameter for u in dims.uses if "in" in u.kinds.values()} - trained  # no mere tables of positions
-    theirs = {a.serial for n in frozen for c in dims.of_parameter.get(n, ()) for a in dims.axes.atoms(c)}
-    theirs |= {a.serial for fact in dims.evidence if fact.kind == "held" for a in dims.axes.atoms(fact.cell)}
     ends: dict[str, set[int]] = {"in": set(), "out": set()}
     for use in (u for u in dims.uses if u.parameter in trained):
         for cell, kind in use.cells:
             if kind in ends:
                 ends[kind] |= {a.serial for a in dims.axes.atoms(cell)}
-    beside = (main.cells | ends["in"] & ends["out"]) & theirs
+    beside = (main.cells | ends["in"] & ends["out"]) & pretrained
     if not any(d.grows and d.cells & beside for d in dimensions):
         return {}
-    return {
-        d.name: f"{d.name}: {d.size} elements that only trained weights have, beside frozen ones, are taken for an "
-        "adapter's own size, which does not grow. If it does, say so with a mapping or a base model"
-        for d in dimensions
-        if d.grows and not d.cells & theirs
-    }
+    return {d.name: d for d in dimensions if d.grows and not d.cells & pretrained}
+
+
+def _note_adapters(own: Iterable[Dimension]) -> Iterator[str]:
+    """One for each size."""
+    sizes: dict[int, list[str]] = {}
+    for d in own:
+        sizes.setdefault(d.size, []).append(d.name)
+    for size, names in sizes.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (
+            f"{names[0]}{more}: {size} elements that only trained weights have, beside frozen ones, are taken for an "
+            "adapter's own size, which does not grow. If it does, say so with a mapping or a base model"
+        )
 
 
 def _from_number(dims: Dims, dimensions: list[Dimension], main: Dimension, size: int, base: float) -> Growth:

@@ -476,3 +476,11 @@ def test_a_number_by_which_nothing_grows_is_refused() -> None:
         autofit.analyze(Net(64), x, base=16)
     for given in ({"base": 16, "grow": "head_dim"}, {"base": Net(16)}):
         assert autofit.analyze(Net(64), x, **given).plan.sites[0].multiplier == 0.5
+
+
+def test_a_field_that_may_be_a_number_of_rows_names_no_width() -> None:
+    """The inner width is 256, as is the number of positions, of which there is a table."""
+    config = transformers.GPT2Config(n_embd=64, n_head=4, n_layer=2, n_positions=256, vocab_size=307)
+    base = autofit.analyze(transformers.GPT2LMHeadModel(config), base=32).base()
+    assert "n_positions" not in base
+    assert base["transformer.h.*.mlp.c_fc"] == 128

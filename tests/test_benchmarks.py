@@ -17,8 +17,7 @@ from peers_page import FAMILIES, Figure, Rows, written
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = ROOT / "docs" / "benchmarks.jsonl"
-ROWS = [json.loads(line) for line in WRITTEN.read_text().splitlines()] if WRITTEN.exists() else []
-owed = pytest.mark.skipif(not ROWS, reason="no full run yet: python benchmarks/peers.py run")
+ROWS = [json.loads(line) for line in WRITTEN.read_text().splitlines()]
 
 
 def test_a_quick_run_without_peers(tmp_path: Path) -> None:
@@ -40,7 +39,6 @@ def test_a_quick_run_without_peers(tmp_path: Path) -> None:
     assert "`mup` was not measured: no interpreter was given." in page
 
 
-@owed
 def test_the_page_is_what_the_rows_say() -> None:
     """If it is not: python benchmarks/peers.py write."""
     assert (ROOT / "docs" / "benchmarks.md").read_text() == written(ROWS)
@@ -58,8 +56,7 @@ def test_mups_edits_fit_the_files_of_transformers(model: str, tmp_path: Path) ->
     after = (tmp_path / there).read_text()
     difference = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     assert peers.edits()["mup"][model] == peers.changed(list(difference))
-    if ROWS:
-        assert Rows(ROWS).run["edits"] == peers.edits()
+    assert Rows(ROWS).run["edits"] == peers.edits()
 
 
 def test_a_peer_that_cannot_be_installed_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,28 @@ def test_the_model_can_be_copied_before_muify() -> None:
     mu.model.to_empty(device="cpu")
     mu.init_(torch.Generator().manual_seed(1))
     assert torch.equal(mu.model.lm_head.weight, materialized("gpt2").model.lm_head.weight)
+
+
+@pytest.mark.parametrize("imported", ["before", "by the factory"])
+def test_a_part_of_a_transformers_model_starts_as_in_the_whole(imported: str) -> None:
+    """That library skips its own initialization on meta, and a part has nothing that could be asked for it."""
+    program = f"""
+import torch
+import autofit
+from autofit.deferred import find_recipe
+{"import transformers" * (imported == "before")}
+
+def stage():
+    import transformers
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=50,
+        initializer_range=0.003,
+    )
+    return transformers.LlamaForCausalLM(config).model.layers[1]
+
+part = autofit.deferred_init(stage)
+values = find_recipe(part).draw("mlp.up_proj.weight", torch.device("cpu"), 0)
+print(values.std().item() / 0.003)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(run.stdout) == pytest.approx(1, rel=0.05)

@@ -17,12 +17,12 @@ import autofit
 IDS = {"input_ids": torch.arange(3 * 17).reshape(3, 17)}
 
 
-def llama(width: int) -> nn.Module:
+def llama(width: int, queries: int = 1) -> nn.Module:
+    """With so many queries to a key."""
     torch.manual_seed(0)
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": width // 16}
-    config = transformers.LlamaConfig(
-        **sizes, num_key_value_heads=width // 16, num_hidden_layers=2, vocab_size=307, max_position_embeddings=64
-    )
+    sizes |= {"num_key_value_heads": width // 16 // queries}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=307, max_position_embeddings=64)
     return transformers.LlamaForCausalLM(config)
 
 
@@ -63,9 +63,24 @@ def test_peft_needs_no_example(task: str | None) -> None:
     assert program.example.kwargs.keys() == {"input_ids", "use_cache"}
 
 
+@pytest.mark.parametrize("rank", [2, 4, 8, 16])
+def test_a_rank_is_what_it_is_whatever_else_has_its_size(rank: int) -> None:
+    """Two layers, four heads of keys, eight of queries, sixteen elements in each: some are fields with that value."""
+
+    def adapted(width: int) -> nn.Module:
+        return peft.get_peft_model(llama(width, queries=2), peft.LoraConfig(r=rank, target_modules="all-linear"))
+
+    saved = autofit.analyze(adapted(128), IDS, base=64, frozen="keep").base()
+    for base in (64, adapted(64), saved):
+        found = autofit.analyze(adapted(128), IDS, base=base, frozen="keep")
+        rules = {(n.rpartition("lora_")[2][0], p.rule) for n, p in found.plan.parameters.items() if "lora_" in n}
+        assert rules == {("A", "bottleneck"), ("B", "input")}
+        assert found.base() == saved
+
+
 def test_an_adapter_size_given_in_a_mapping_counts() -> None:
     found = autofit.analyze(with_lora(256), IDS, base=64, frozen="keep")
-    assert sum("adapter's own size" in n for n in found.plan.notes) == 3
+    assert sum("and 2 more: 8 elements" in n and "adapter's own size" in n for n in found.plan.notes) == 1
     sizes = found.base()
     rank = next(n for n in sizes if "down_proj.lora_A" in n)
     grown = autofit.analyze(with_lora(256), IDS, base={**sizes, rank: 4}, frozen="keep")

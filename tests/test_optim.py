@@ -139,6 +139,23 @@ def test_schedulers_keep_the_ratios(mu: autofit.Analysis, name: str) -> None:
         assert [n / now[0] for n in now] == pytest.approx(ratios)
 
 
+def test_a_learning_rate_that_is_a_tensor_stays_one(mu: autofit.Analysis) -> None:
+    """As compiled steps want it: a number would be compiled into them."""
+    rate = torch.tensor(1e-2)
+    optimizer = mu.optimizer("adamw", lr=rate)
+    numbers = settings(mu.param_groups("adamw", lr=1e-2), "lr")
+    for share in (1.0, 0.5):
+        found = settings(optimizer.param_groups, "lr")
+        assert all(isinstance(lr, torch.Tensor) for lr in found.values())
+        assert {k: float(lr) for k, lr in found.items()} == pytest.approx({k: share * v for k, v in numbers.items()})
+        assert autofit.check(mu, param_groups=optimizer).ok
+        for group in optimizer.param_groups:  # each has its own: this is what schedulers do
+            group["lr"].mul_(0.5)
+    assert rate == torch.tensor(1e-2)
+    own = [{"params": list(mu.model.parameters()), "lr": torch.tensor(1e-2)}]
+    assert settings(mu.param_groups("adamw", lr=1.0, groups=own), "lr") == pytest.approx(numbers)
+
+
 def test_adam_with_weight_decay_warns(mu: autofit.Analysis) -> None:
     with pytest.warns(UserWarning, match="no width rule is sourced"):
         mu.param_groups("adam", lr=0.1, weight_decay=0.1)
