@@ -267,10 +267,13 @@ class _Judge:
     def not_seen(self, rows: Iterable[Row]) -> Iterator[str]:
         """Parameters that are trained, and of which nothing can be said."""
         trained = {n for n, s in self.subject.settings.items() if s.group["lr"]}
-        unused = sorted(trained - {r.name for r in rows})
+        numbers = {n for n, r in self.roles.parameters.items() if not r.parameter.shape} - {*self.roles.unused}
+        unused = sorted(trained - {r.name for r in rows} - numbers)
         unmoved = sorted({r.name for r in rows if r.step is None} & trained)
         if unused:
             yield f"not checked, as this example does not reach them: {', '.join(fold_names(unused))}"
+        if numbers & trained:
+            yield f"not checked, as single numbers have no axes: {', '.join(fold_names(sorted(numbers & trained)))}"
         if unmoved:
             yield f"not checked, as no gradient reaches them from any output: {', '.join(fold_names(unmoved))}"
 

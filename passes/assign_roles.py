@@ -60,7 +60,7 @@ class AssignRoles:
         unused = []
         for p in growth.dims.program.parameters:
             uses = list(growth.dims.uses_of(p))
-            if not uses:
+            if not uses and not reader.number(p):
                 unused.append(p.name)
             parameters[p.name] = reader.role(p, uses)
         sites = reader.sites()
@@ -134,6 +134,7 @@ class _Reader:
         self.depths: tuple[float, ...] = (1.0,) * (1 + max((r.stream for r in self.residuals), default=-1))
         self.branches: tuple[float, ...] = ()
         self.flow = Flow(growth.dims)
+        self.nodes = {n.name: n for n in growth.dims.program.graph.nodes}
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
@@ -174,12 +175,17 @@ class _Reader:
 
     # roles ---------------------------------------------------------------------------------------------
 
+    def number(self, p: Parameter) -> fx.Node | None:
+        """The first reader of a parameter without axes, of which there is nothing to say but that it is read."""
+        node = self.nodes.get(p.node or "") if not p.shape else None
+        return next(iter(node.users), None) if node is not None else None
+
     def role(self, p: Parameter, uses: list[Use]) -> ParameterRole:
         """One role for all uses of a parameter; lookups come first."""
         if not uses:
-            return ParameterRole(
-                p, "fixed", "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", "never used by forward", p.name
-            )
+            op = self.number(p)
+            why, where = ("a single number", describe(op)) if op else ("never used by forward", p.name)
+            return ParameterRole(p, "fixed", "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", why, where)
         whole = max(len(u.kinds) for u in uses)  # what is computed from it and constants has fewer of its axes
         uses = [u for u in uses if len(u.kinds) == whole]
         found = [self.role_of_use(u) for u in uses]

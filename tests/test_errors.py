@@ -121,6 +121,29 @@ def test_a_matrix_that_is_never_used() -> None:
     assert sorted(names) == ["one.bias", "one.weight", "two.bias", "two.weight"]
 
 
+def test_a_single_number_that_is_read_is_not_unused() -> None:
+    """As a learned temperature: it has no axis that an op could do anything with."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3))
+            self.scale, self.idle = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) * self.scale.exp()
+
+    mu = autofit.muify(Scaled(), X, base=16, unused="freeze")
+    assert mu.plan.frozen == ("idle",)
+    assert mu.model.scale.requires_grad
+    assert "aten.exp" in mu.plan.parameters["scale"].where
+    optimizer = mu.optimizer("adamw", lr=1e-3)
+    assert [g["lr"] for g in optimizer.param_groups if "scale" in g["param_names"]] == [1e-3]
+    answer = autofit.check(mu, param_groups=optimizer)
+    assert answer.ok
+    assert answer.notes == ("not checked, as single numbers have no axes: scale",)
+
+
 def test_what_was_frozen_is_trained_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
