@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import autofit
 from autofit import lowering
@@ -89,6 +90,18 @@ def test_an_op_without_a_rule_is_refused_and_can_be_allowed() -> None:
         autofit.muify(Odd(), X, base=16)
     found = autofit.analyze(Odd(), X, base=16, strict=False)
     assert "no rule" in str(found)
+
+
+def test_a_weight_that_is_divided_by_its_own_contraction() -> None:
+    """What a power iteration gives is a number of weights alone: a product of it is no attention."""
+
+    def normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), norm(nn.Linear(64, 64)), nn.ReLU(), nn.Linear(64, 3))
+
+    with pytest.raises(autofit.DimensionError, match=r"a weight is scaled by what a contraction of weights gives"):
+        autofit.muify(normed(parametrizations.spectral_norm), X, base=16)
+    plan = autofit.muify(normed(parametrizations.weight_norm), X, base=16).plan
+    assert [s.kind for s in plan.sites] == ["readout"]
 
 
 class Idle(nn.Module):
