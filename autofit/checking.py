@@ -20,8 +20,8 @@ from torch import fx, nn
 
 from autofit.api import Analysis
 from autofit.dims import Use
-from autofit.program import describe, fold_layers
-from autofit.propagation import ZERO, Propagation, Sizes, Values
+from autofit.program import describe, fold_layers, op_name
+from autofit.propagation import WEIGHT_NORM, ZERO, Propagation, Sizes, Values
 from autofit.replay import Key, module_ends, named_uses
 from autofit.report import fold_names, printed
 from autofit.subject import Groups, Setting, Subject, edited, groups_of, planned
@@ -333,6 +333,9 @@ class _Judge:
         if start == ZERO and role == "input" and self.roles.parameters[use.parameter].tied:
             message = "it starts at zero, with the readout that it is tied to: all that is looked up is alike"
             self.add("init", use, 0.0, 0.0, message, "zero the readout only where it has a weight of its own", ())
+        if op_name(use.node) == WEIGHT_NORM:  # beside the length of the rows that it is given to
+            start, step = start - self.propagation.length(use.node, v), step - self.propagation.length(use.node, v)
+            off, step = start, max(step, 0.0)
         self.judge(use, role, off, step, start, (low, high))
         return Row(use.parameter, name, role, describe(use.node), self.exponent(start), self.exponent(step))
 

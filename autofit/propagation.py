@@ -135,6 +135,15 @@ class Propagation:
         """Growth of the number of elements that a reduction makes one of."""
         return self.elements(node.all_input_nodes[0]) - self.elements(node)
 
+    def normed(self, node: fx.Node) -> float:
+        """Growth of the number of elements of a weight that share one learned length."""
+        whole, lengths = self.operands(node)
+        return self.elements(whole) - self.elements(lengths)
+
+    def length(self, node: fx.Node, v: Values) -> float:
+        """Growth of the lengths by which weight normalization divides."""
+        return v.of[next(self.operands(node))] + self.normed(node) / 2
+
     # values --------------------------------------------------------------------------------------------
 
     def values(self, repair: Repair | None = None, weights: Values | None = None) -> Values:
@@ -192,6 +201,8 @@ class Propagation:
             return 0.0
         if name in NORM_OPS:
             return entering[1] if len(entering) > 1 else 0.0
+        if name == WEIGHT_NORM:
+            return entering[1] - self.normed(node) / 2
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             return self._product(node, v)
         if name in MEANS or name in ("aten.sum", "aten.cumsum"):
@@ -333,6 +344,12 @@ class Propagation:
             yield Term(operands[0], own - (v.of[operands[0]] if math.isfinite(v.of[operands[0]]) else 0.0))
             yield from (Term(o, 0.0) for o in operands[1:])
             return
+        if name == WEIGHT_NORM:
+            whole, lengths = operands
+            scale = v.of[lengths] - self.length(node, v)
+            yield Term(whole, scale if math.isfinite(scale) else 0.0)
+            yield Term(lengths, -self.normed(node) / 2, 0.0, self.normed(node))
+            return
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             for i, o in enumerate(node.args[:2]):
                 if isinstance(o, fx.Node) and is_float(o):
@@ -391,6 +408,8 @@ class Propagation:
 
     def own_change(self, use: Use, v: Values, changes: Values) -> float:
         """Growth of how much a parameter's own change changes at one of its uses."""
+        if op_name(use.node) == WEIGHT_NORM:
+            return changes.of[use.operand]  # a length gives a length
         term = next((t for t in self.terms(use.node, v) if t.operand is use.operand), None)
         return changes.of[use.operand] + (term.gain + self._through(use.node, term) if term else 0.0)
 
@@ -408,12 +427,15 @@ class Propagation:
                 continue
             parts: list[tuple[fx.Node, float]] = []
             for term in self.terms(node, v):
+                if op_name(node) == WEIGHT_NORM and term.operand is node.args[1]:
+                    continue  # longer rows give more of what they gave: nothing in that is aligned
                 change = found.of[term.operand] + term.gain + self._through(node, term)
                 parts.append((term.operand, change))
             found.of[node] = self.together(node, parts, 1)
         return found
 
 
+WEIGHT_NORM = "aten._weight_norm"
 BROADCASTS = frozenset(
     f"aten.{n}"
     for n in "add sub rsub where maximum minimum expand expand_as broadcast_to repeat repeat_interleave".split()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,7 @@ def planned(found: Analysis, optimizer: str | type, groups: Groups | None, lr: f
         for name, r in roles.parameters.items()
         if (node := r.parameter.node) is not None
     }
+    parameters |= _lengths(parameters, roles, plan, live)
     scaled = {
         n: optim.scaled(plan, plan.parameters[n], _rule_of(group, rule), settings=group) for n, group in held.items()
     }
@@ -121,6 +122,20 @@ def planned(found: Analysis, optimizer: str | type, groups: Groups | None, lr: f
     contested = frozenset(p.name for p in plan.parameters.values() if own[p.name].is_contested())
     laws = _site_laws(parameters, roles, plan)
     return Subject(roles, laws, settings, (*faults, *wrong), notes, lambda node: 0.0, contested)
+
+
+def _lengths(
+    parameters: Mapping[str, float], roles: Roles, plan: Plan, live: Mapping[str, Spread]
+) -> Iterator[tuple[str, float]]:
+    """Lengths that weight normalization took from the initial values of what it divides by them: they grow like it."""
+    for name, role in roles.parameters.items():
+        lengths, rows = live.get(name), live.get(role.length_of)
+        node, whole = role.parameter.node, roles.parameters.get(role.length_of)
+        if lengths is None or rows is None or node is None or whole is None or whole.parameter.node is None:
+            continue
+        if math.isclose(lengths.mean, rows.std * math.sqrt(rows.count / lengths.count), rel_tol=0.1):
+            a, b = plan.parameters[role.length_of], plan.parameters[name]
+            yield node, parameters[whole.parameter.node] + math.log(a.r_in * a.r_out / (b.r_in * b.r_out)) / 2
 
 
 def site_terms(roles: Roles, site: Site) -> float:
