@@ -60,6 +60,37 @@ def test_a_forward_that_raises_is_shown_with_its_line() -> None:
         autofit.muify(Broken(), X)
 
 
+def test_the_message_says_whose_example_failed() -> None:
+    """One that was given, one that was inferred, or the model's own, on the base."""
+    wide = nn.Sequential(nn.Linear(11, 64), nn.ReLU(), nn.Linear(64, 3))
+    with pytest.raises(autofit.ExampleError, match=r"failed on the example \(float(.|\n)*call the model on this"):
+        autofit.analyze(wide, X, base=16)
+    pooled = nn.Sequential(nn.Conv1d(1, 64, 400), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(autofit.ExampleError, match=r"inferred, not given \(float32(.|\n)*pass example="):
+        autofit.analyze(pooled, base=16)
+    with pytest.raises(autofit.BaseError, match=r"the base model does not run(.|\n)*same architecture(.|\n)*base=\("):
+        autofit.analyze(mlp(), X, base=wide)
+
+
+def test_tensors_on_two_devices_are_named() -> None:
+    class Old(nn.Module):
+        """With a constructor that heeds no device."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(10, 64), nn.Linear(64, 3)
+            self.shift = nn.Parameter(torch.Tensor(64).uniform_())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(torch.relu(self.one(x) + self.shift))
+
+    with torch.device("meta"):
+        model = Old()
+    with pytest.raises(autofit.ExampleError, match=r"different devices, shift on cpu, one\.weight on meta(.|\n)*move"):
+        autofit.analyze(model, X, base=16)
+    assert autofit.analyze(model.to("meta"), X, base=16).plan.parameters["shift"].role == "vector"
+
+
 def test_data_dependent_control_flow_is_named() -> None:
     class Early(nn.Module):
         def __init__(self) -> None:
