@@ -12,7 +12,7 @@ from torch import fx
 from autofit.dims import Cell, Product, Use
 from autofit.errors import BaseError, DimensionError, PlanError
 from autofit.excess import Forms, Numbers
-from autofit.flow import Flow, Path, behind, reaching_output
+from autofit.flow import Factor, Flow, Path, behind, reaching_output
 from autofit.growth import Growth
 from autofit.kinds import kind_of
 from autofit.measure import Fan
@@ -159,6 +159,7 @@ class _Reader:
         self.scales = Scales(growth, None if rules.absolute else growth.constants)
         self.reaching = reaching_output(growth.dims, growth.grows)
         self.grown = behind(growth.dims, growth.grows)
+        self.undone: set[tuple[fx.Node, str]] = set()
         self.known = Forms(Numbers(growth, self.flow, self.measure))
 
     def deepen(self, depth: tuple[float, ...] | float | None, scheme: str) -> None:
@@ -348,6 +349,10 @@ class _Reader:
         """Logarithm of what an axis counts for in the scheme: its growth, or its size."""
         return math.log((cell.size if self.absolute else self.growth.ratio(cell)) if self.growth.grows(cell) else 1)
 
+    def counted(self, factors: Iterable[Factor]) -> tuple[Factor, ...]:
+        """Factors without those that are undone behind an embedding."""
+        return tuple(f for f in factors if (f.node, f.key) not in self.undone)
+
     def natural(self, path: Path, ratio: float) -> float:
         """Exponent of what a norm by a sum, or shares of one, at the far end of a path grow by."""
         end = path.nodes[-1]
@@ -371,9 +376,13 @@ class _Reader:
 
     def sites(self) -> list[Site]:
         """Every place whose scale depends on width."""
-        found = [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
-        found += [self.branch(r) for r in self.residuals]
         roles = [self.role_of_use(use)[0] for use in self.dims.uses]
+        tables = (u for u, role in zip(self.dims.uses, roles, strict=True) if role == "input")
+        found = [self.embedding(u) for u in tables if "index" in u.kinds.values()]
+        if self.exponents["embedding"] is not None:
+            self.undone = {(f.node, f.key) for s in found for f in s.factors}
+        found += [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
+        found += [self.branch(r) for r in self.residuals]
         readouts = {
             u.parameter
             for u, role in zip(self.dims.uses, roles, strict=True)
@@ -382,8 +391,6 @@ class _Reader:
         for use, role in zip(self.dims.uses, roles, strict=True):
             if role == "output" and use.parameter in readouts:  # one weight has one scale, inside as at the output
                 found.append(self.readout(use))
-            elif role == "input" and "index" in use.kinds.values():
-                found.append(self.embedding(use))
         order = self.flow.order
         return sorted(found, key=lambda s: order[s.node])
 
@@ -419,7 +426,7 @@ class _Reader:
         grows = any(self.growth.grows(a) for a, _ in product.contracted)
         left, right = self.flow.upstream(product.left), self.flow.upstream(product.right)
         _, after = self.flow.downstream(node)
-        factors = (*left.factors, *right.factors, *after, *own_factors(node, size))
+        factors = self.counted((*left.factors, *right.factors, *after, *own_factors(node, size)))
         present, scale, told = self.scales.exponent(factors, size, ratio)
         natural = self.natural(left, ratio) + self.natural(right, ratio)
         present += natural
@@ -499,7 +506,7 @@ class _Reader:
         path = self.flow.upstream(use.partner)
         _, after = self.flow.downstream(use.node)
         weight = self.flow.upstream(use.operand)
-        factors = (*path.factors, *weight.factors, *after, *own_factors(use.node, size))
+        factors = self.counted((*path.factors, *weight.factors, *after, *own_factors(use.node, size)))
         present, scale, told = self.scales.exponent(factors, size, ratio)
         natural = self.natural(path, ratio) + self.natural(weight, ratio)
         present += natural
