@@ -176,7 +176,7 @@ class Flow:
         if name in ("aten.mean", "aten.sum", "aten.cat", "aten.stack") and len(operands) == 1:
             return operands[0], None
         if name == "aten.neg":
-            return operands[0], None
+            return (operands[0], None) if operands else None
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             return self._scaling(node, name)
         if name in WRITES:
