@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from torch import fx
@@ -161,7 +162,6 @@ class _Reader:
         self.reaching = reaching_output(growth.dims, growth.grows)
         self.grown = behind(growth.dims, growth.grows)
         self.undone: set[tuple[fx.Node, str]] = set()
-        self.known = Forms(Numbers(growth, self.flow, self.measure))
 
     def deepen(self, depth: tuple[float, ...] | float | None, scheme: str) -> None:
         """Growth of the number of branches on each residual stream, if the scheme asks for it.
@@ -351,6 +351,11 @@ class _Reader:
 
     # numbers that depend on width ----------------------------------------------------------------------
 
+    @cached_property
+    def known(self) -> Forms:
+        """How values depend on width by what their ops do, before any site counts a number."""
+        return Forms(Numbers(self.growth, self.flow, self.measure))
+
     def measure(self, cell: Cell) -> float:
         """Logarithm of what an axis counts for in the scheme: its growth, or its size."""
         return math.log((cell.size if self.absolute else self.growth.ratio(cell)) if self.growth.grows(cell) else 1)
@@ -371,6 +376,8 @@ class _Reader:
         if all(e is None for e in self.exponents.values()):
             return (), {}  # a scheme that leaves the forward pass as it is
         numbers = Numbers(self.growth, self.flow, lambda c: math.log(self.growth.ratio(c)))
+        if not numbers.growths:
+            return (), {}
         forms = Forms(numbers, sites)
         apart = {k for k, e in forms.found.items() if not e.certain} | forms.behind
         apart |= {(f.node.name, f.key) for s in sites if s.ratio == 1 or s.kind == "embedding" for f in s.factors}
