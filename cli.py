@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -294,7 +295,7 @@ def proxy(
         source, example, arguments = _source(target, settings or [])
         found = make(source, example, width=width, depth=depth, arguments=arguments)
     print(found)
-    print("as a base:", " ".join(f"--base-set {n}={json.dumps(v)}" for n, (_, v) in found.changed.items()))
+    print("as a base:", *(f"--base-set {shlex.quote(f'{n}={json.dumps(v)}')}" for n, (_, v) in found.changed.items()))
 
 
 def _source(target: str, settings: list[str]) -> tuple[Any, Any, dict[str, Any] | None]:
@@ -380,6 +381,7 @@ def _factory(place: str, name: str) -> Any:
                 raise TargetError(f"there is no file {place!r}")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(spec.name, module)
+            sys.path.insert(0, str(Path(place).resolve().parent))  # for good: a forward may import what lies there
             spec.loader.exec_module(module)
         else:
             sys.path.insert(0, os.getcwd())
@@ -431,25 +433,28 @@ def _from_transformers(name: str, keywords: dict[str, Any]) -> nn.Module:
         import transformers
     except ImportError:
         raise TargetError("hf: targets need transformers", todo="pip install 'autofit[hf]'") from None
-    import torch
 
     from autofit.autoclass import auto_class
+    from autofit.configurations import configured
+    from autofit.deferred import on_meta
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         if name.endswith(".json"):
-            fields = json.loads(Path(name).read_text()) | keywords
-            config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+            fields = {**json.loads(Path(name).read_text())}
+            kind = fields.pop("model_type")
         else:
-            config = transformers.AutoConfig.for_model(name, **keywords)
+            fields, kind = {}, name
+        config = configured(lambda **more: transformers.AutoConfig.for_model(kind, **{**fields, **more}), keywords)
+    except AutofitError:
+        raise
     except Exception as error:
         raise TargetError(f"hf:{name} gives no configuration: {text_of(error)}") from None
     cls = auto_class(config)
     if cls is None:
         raise TargetError(f"transformers has no model class for hf:{name}")
     try:
-        with torch.device("meta"):
-            model: nn.Module = cls.from_config(config)
+        model: nn.Module = on_meta(lambda: cls.from_config(config))
         if sum(p.numel() for p in model.parameters()) <= MEASURE_UP_TO:
             model = cls.from_config(config)
     except Exception as error:

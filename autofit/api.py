@@ -19,7 +19,7 @@ from autofit.capture import capture, outputs, require_tree
 from autofit.cleanup import no_collection, one_at_a_time, within
 from autofit.deferred import Recipe, draw_all, find_recipe, forget
 from autofit.dims import Dims
-from autofit.errors import AutofitError, BaseError, ExportError, LoweringError, PlanError
+from autofit.errors import AutofitError, BaseError, ExampleError, ExportError, LoweringError, PlanError
 from autofit.graphform import graph_form
 from autofit.growth import Growth
 from autofit.measure import Spread, spreads
@@ -40,7 +40,7 @@ from autofit.source.write import Source, difference, export
 from autofit.stages import stages
 from autofit.tunables import Tunables
 from autofit.unwrap import require_unwrapped
-from autofit.values import fields_of, shown, text_of
+from autofit.values import fields_of, is_number, shown, text_of
 from autofit.verify import verify_program, verify_values
 
 Second = nn.Module | tuple[nn.Module, Any]
@@ -656,9 +656,19 @@ def _resolve(
         recipe = find_recipe(base)
         drawn = spreads(base) | (recipe.spreads(base) if recipe else {})
         scalars = recipe.scalars(base) if recipe else None
-        second = BaseModel(InferDims()(capture(base, example, scalars)), {n: s.std for n, s in drawn.items()})
+        try:
+            captured = capture(base, example, scalars)
+        except ExampleError as error:
+            raise BaseError(
+                f"the base model does not run: {error.what}",
+                where=error.where,
+                todo="pass the same architecture, only narrower; base=(model, its example) where its input differs",
+            ) from None
+        second = BaseModel(InferDims()(captured), {n: s.std for n, s in drawn.items()})
         counts = Counter(r.stream for r in residuals(second.dims)) if deep else {}
         return ResolveBase(second, grow, frozen=frozen)(dims), tuple(float(counts[i]) for i in sorted(counts))
+    if isinstance(base, str) and _says_a_number(base) and not os.path.exists(base):
+        raise BaseError(f"base={base!r} is a string, and no such file exists", todo=f"pass the number: base={base}")
     if isinstance(base, str | os.PathLike):
         loaded = read_base(Path(base))
         if loaded.kind == "shapes":
@@ -674,6 +684,13 @@ def _resolve(
             todo="pass a number, a model, a function that makes one, a mapping, or the path of a base file",
         )
     return ResolveBase(base, grow, strict=strict, frozen=frozen)(dims), None
+
+
+def _says_a_number(text: str) -> bool:
+    try:
+        return is_number(float(text))
+    except ValueError:
+        return False
 
 
 def _made(factory: Callable[[], Any]) -> Any:

@@ -316,11 +316,35 @@ def _explain_failure(model: nn.Module, example: Example, error: Exception) -> Au
             where=line,
             todo="pass example= with tensors only, or simplify the construct at this line",
         )
+    if "device" in reason.lower() and (apart := _devices(model)):
+        return ExampleError(
+            f"tensors of {type(model).__name__} are on different devices, {apart}: {reason}",
+            where=line,
+            todo="move all of them to one, as model.to('meta') does; torch.Tensor(n) heeds no torch.device, and "
+            "torch.empty(n) does",
+        )
+    if example.inferred:
+        return ExampleError(
+            f"forward of {type(model).__name__} failed on an example that was inferred, not given ({example}): "
+            f"{reason}",
+            where=line,
+            todo="pass example= with the arguments that your training loop passes to the model; on the command line, "
+            "a factory returns it beside the module",
+        )
     return ExampleError(
         f"forward of {type(model).__name__} failed on the example ({example}): {reason}",
         where=line,
-        todo="pass example= with the arguments that your training loop passes to the model",
+        todo="call the model on this example yourself: where that fails, too, mend the line above, or pass the "
+        "arguments that your training loop passes",
     )
+
+
+def _devices(model: nn.Module) -> str:
+    """One tensor on each device, where the model has several."""
+    found: dict[str, str] = {}
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        found.setdefault(str(t.device), name)
+    return ", ".join(f"{name} on {device}" for device, name in found.items()) if len(found) > 1 else ""
 
 
 _PYTHON = os.path.dirname(os.__file__)

@@ -20,8 +20,8 @@ from torch import fx, nn
 
 from autofit.api import Analysis
 from autofit.dims import Use
-from autofit.program import describe, fold_layers
-from autofit.propagation import ZERO, Propagation, Sizes, Values
+from autofit.program import describe, fold_layers, op_name
+from autofit.propagation import WEIGHT_NORM, ZERO, Propagation, Sizes, Values
 from autofit.replay import Key, module_ends, named_uses
 from autofit.report import fold_names, printed
 from autofit.subject import Groups, Setting, Subject, edited, groups_of, planned
@@ -267,10 +267,13 @@ class _Judge:
     def not_seen(self, rows: Iterable[Row]) -> Iterator[str]:
         """Parameters that are trained, and of which nothing can be said."""
         trained = {n for n, s in self.subject.settings.items() if s.group["lr"]}
-        unused = sorted(trained - {r.name for r in rows})
+        numbers = {n for n, r in self.roles.parameters.items() if not r.parameter.shape} - {*self.roles.unused}
+        unused = sorted(trained - {r.name for r in rows} - numbers)
         unmoved = sorted({r.name for r in rows if r.step is None} & trained)
         if unused:
             yield f"not checked, as this example does not reach them: {', '.join(fold_names(unused))}"
+        if numbers & trained:
+            yield f"not checked, as single numbers have no axes: {', '.join(fold_names(sorted(numbers & trained)))}"
         if unmoved:
             yield f"not checked, as no gradient reaches them from any output: {', '.join(fold_names(unmoved))}"
 
@@ -330,6 +333,9 @@ class _Judge:
         if start == ZERO and role == "input" and self.roles.parameters[use.parameter].tied:
             message = "it starts at zero, with the readout that it is tied to: all that is looked up is alike"
             self.add("init", use, 0.0, 0.0, message, "zero the readout only where it has a weight of its own", ())
+        if op_name(use.node) == WEIGHT_NORM:  # beside the length of the rows that it is given to
+            start, step = start - self.propagation.length(use.node, v), step - self.propagation.length(use.node, v)
+            off, step = start, max(step, 0.0)
         self.judge(use, role, off, step, start, (low, high))
         return Row(use.parameter, name, role, describe(use.node), self.exponent(start), self.exponent(step))
 

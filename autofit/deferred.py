@@ -389,14 +389,21 @@ def deferred_init(factory: Callable[[], nn.Module]) -> nn.Module:
         The model, on ``meta``.
     """
     known = "transformers" in sys.modules
-    recorder, model = _on_meta(factory)
+    recorder, model = _recorded(factory)
     if not known and "transformers" in sys.modules:  # came with the factory: what it skipped was not seen
-        recorder, model = _on_meta(factory)
+        recorder, model = _recorded(factory)
     model.__dict__[ATTRIBUTE] = Recipe(recorder, model)
     return model
 
 
-def _on_meta(factory: Callable[[], nn.Module]) -> tuple[Recorder, nn.Module]:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """A model without memory, for its shapes alone."""
+    with torch.device("meta"):
+        model = build()
+    return model.to("meta")  # torch.Tensor(n), an old constructor, heeds no device
+
+
+def _recorded(factory: Callable[[], nn.Module]) -> tuple[Recorder, nn.Module]:
     recorder = Recorder()
     transformers = _initialization_of_transformers()
     with within(one_at_a_time(), transformers, recorder, _Skipped(recorder), torch.device("meta")):

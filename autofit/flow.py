@@ -81,7 +81,9 @@ def behind(dims: Dims, grows: Callable[[Cell], bool]) -> set[str]:
 def is_float(node: fx.Node) -> bool:
     """Whether a value has, or its parts have, real or complex numbers."""
     value = node.meta.get("val")
-    values = value if isinstance(value, tuple | list) else [value]
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() or value.is_complex()
+    values = value if isinstance(value, tuple | list) else ()
     return any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
 
 
@@ -176,7 +178,7 @@ class Flow:
         if name in ("aten.mean", "aten.sum", "aten.cat", "aten.stack") and len(operands) == 1:
             return operands[0], None
         if name == "aten.neg":
-            return operands[0], None
+            return (operands[0], None) if operands else None
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             return self._scaling(node, name)
         if name in WRITES:

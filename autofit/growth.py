@@ -60,6 +60,7 @@ class Growth:
         base_std: measured init of the base model by parameter name, if one was given with values.
         notes: remarks for the report.
         number: the base, where it is one number for all that grows.
+        deeper: whether a second model was aligned that has fewer layers, so that its constants may differ by depth.
     """
 
     dims: Dims
@@ -70,6 +71,7 @@ class Growth:
     base_std: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
     number: float | None = None
+    deeper: bool = False
     _by_cell: dict[int, Dimension] = field(default_factory=dict, repr=False, compare=False)
     _grows: dict[int, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -17,10 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autofit.api import analyze
 from autofit.autoclass import auto_class
+from autofit.configurations import nested
+from autofit.deferred import on_meta
 from autofit.errors import AutofitError, BaseError
 from autofit.examples import candidate_examples
 from autofit.growth import Growth
 from autofit.program import LAYER_INDEX
+from autofit.report import Broken
+from autofit.values import nearest
 
 Fields = dict[str, Any]
 
@@ -50,7 +54,7 @@ class Proxy:
         for column in ("target", "proxy"):
             table.add_column(column, justify="right", overflow="fold")
         for name, pair in self.changed.items():
-            table.add_row(name, *map(_shown, pair))
+            table.add_row(Broken(name), *map(_shown, pair))
         table.add_row("parameters", *(f"{n:,}" for n in self.parameters))
         if self.flops:
             table.add_row("FLOPs of a forward pass", *(f"{n:,}" for n in self.flops))
@@ -95,13 +99,15 @@ def proxy(
         AutofitError: the target cannot be analyzed.
     """
     build, fields = _source(source, arguments)
-    with torch.device("meta"):
-        target = build(fields)
+    target = on_meta(lambda: build(fields))
     found = analyze(target, example_inputs, base=width, frozen="plan", unused="freeze")
     growth = found.roles.growth
     main = next(d for d in growth.dimensions if d.name == growth.main)
     if width >= main.size and not (width == main.size and depth is not None):
-        raise BaseError(f"width={width}, and the target has {main.size}", todo="give the proxy a smaller width")
+        raise BaseError(
+            f"width={width}, and {main.name} of the target is {main.size}",
+            todo=f"give a width below {main.size}, or make the target wider",
+        )
     ratio = main.size / width
     changes = _widths(build, fields, growth, ratio)
     if depth is not None:
@@ -125,7 +131,7 @@ def family(
     widths: Iterable[int],
     depth: int | None = None,
     arguments: Mapping[str, Any] | None = None,
-) -> Callable[[int], nn.Module]:
+) -> Callable[[int], Any]:
     """What builds the same kind of model at several widths, for `autofit.coord_check`: proxies of one target.
 
     Args:
@@ -134,7 +140,8 @@ def family(
         depth: of all of them, in layers; ``None`` is the target's.
 
     Returns:
-        A function of the width; every call draws initial values anew.
+        A function of the width, of a module, or of a module and its example where there is one; every call draws
+        initial values anew.
 
     Raises:
         BaseError: as `proxy`.
@@ -144,10 +151,11 @@ def family(
         for width in sorted(set(widths))
     }
 
-    def build(width: int) -> nn.Module:
+    def build(width: int) -> Any:
         if width not in made:
             raise BaseError(f"this family has the widths {', '.join(map(str, made))}, and not {width}")
-        return made[width].fresh()
+        model = made[width].fresh()
+        return model if example_inputs is None else (model, example_inputs)
 
     return build
 
@@ -162,7 +170,7 @@ def _source(source: Any, arguments: Mapping[str, Any] | None) -> tuple[Callable[
         make = cls or auto_class(config).from_config
 
         def from_config(fields: Fields) -> nn.Module:
-            made: nn.Module = make(type(config).from_dict(_nested(config.to_dict(), fields)))
+            made: nn.Module = make(type(config).from_dict(nested(config.to_dict(), fields)))
             return made
 
         return from_config, dict(_flat(config.to_dict()))
@@ -172,6 +180,9 @@ def _source(source: Any, arguments: Mapping[str, Any] | None) -> tuple[Callable[
             todo="pass a transformers configuration, or a factory with keyword arguments",
         )
     known = inspect.signature(source).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in () if free else (n for n in arguments or {} if n not in known):
+        raise BaseError(f"the factory has no argument {name!r}", todo=nearest(name, list(known)))
     fields = {n: p.default for n, p in known.items() if p.default is not inspect.Parameter.empty} | dict(
         arguments or {}
     )
@@ -194,18 +205,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + str(key), value
-
-
-def _nested(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
-    """A configuration with the fields of these dotted names."""
-    made = copy.deepcopy(config)
-    for name, value in fields.items():
-        *path, last = name.split(".")
-        part = made
-        for key in path:
-            part = part.setdefault(key, {})
-        part[last] = value
-    return made
 
 
 def _is_count(value: Any) -> bool:

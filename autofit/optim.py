@@ -35,12 +35,31 @@ def optimizer_class(optimizer: str | type) -> tuple[type, str]:
             mine = (base.__module__.partition(".")[0], base.__name__)
             for name, o in optimizers().items():
                 if any((c.partition(".")[0], c.rpartition(".")[2]) == mine for c in o.classes):
+                    _require_step(optimizer, base, name)
                     return optimizer, name
+    if isinstance(optimizer, torch.optim.Optimizer):
+        cls = type(optimizer).__name__
+        raise OptimizerError(f"optimizer= is an instance of {cls}", todo=f"pass the class, or its name: {cls}")
     shown = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", repr(optimizer))
     raise OptimizerError(
         f"no muP rule is known for the optimizer {shown!r}",
         todo=f"use one of: {', '.join(optimizers())}; or let autofit.measure_optimizer(cls) measure its rule",
     )
+
+
+def _require_step(cls: type, known: type, rule: str) -> None:
+    """A class that steps in another way than the one with the rule is another optimizer; packages may do as they like.
+
+    Raises:
+        OptimizerError: it does.
+    """
+    own, theirs = (inspect.unwrap(c.step) for c in (cls, known))  # type: ignore[attr-defined]  # torch wraps each
+    if own is not theirs and own.__module__.partition(".")[0] != known.__module__.partition(".")[0]:
+        raise OptimizerError(
+            f"{cls.__qualname__} has a step of its own, for which the rule of {known.__name__} need not hold",
+            todo="let autofit.measure_optimizer(cls) measure its rule; or, if its updates are those of "
+            f"{known.__name__}, make it of the groups that param_groups({rule!r}, ...) gives",
+        )
 
 
 def _installed(optimizer: Optimizer) -> type:

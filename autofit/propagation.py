@@ -30,6 +30,7 @@ MEANS = frozenset(f"aten.{n}" for n in "mean avg_pool1d avg_pool2d adaptive_avg_
 LENGTHS = frozenset(f"aten.{n}" for n in "norm linalg_vector_norm".split())
 VARIANCES = frozenset(f"aten.{n}" for n in "var".split())
 POWERS = {"aten.square": 2.0, "aten.sqrt": 0.5, "aten.rsqrt": -0.5, "aten.reciprocal": -1.0}
+SOFTMAX = frozenset(f"aten.{n}" for n in "softmax _softmax _safe_softmax".split())
 BOUNDED = frozenset(f"aten.{n}" for n in "tanh erf sin hardtanh atan".split())
 """Odd functions that end somewhere."""
 UNIT = frozenset(
@@ -135,6 +136,20 @@ class Propagation:
         """Growth of the number of elements that a reduction makes one of."""
         return self.elements(node.all_input_nodes[0]) - self.elements(node)
 
+    def normed(self, node: fx.Node) -> float:
+        """Growth of the number of elements of a weight that share one learned length."""
+        whole, lengths = self.operands(node)
+        return self.elements(whole) - self.elements(lengths)
+
+    def length(self, node: fx.Node, v: Values) -> float:
+        """Growth of the lengths by which weight normalization divides."""
+        return v.of[next(self.operands(node))] + self.normed(node) / 2
+
+    def shared(self, node: fx.Node) -> float:
+        """Growth of the number of elements among which a softmax gives shares of one."""
+        cells, axis = self.dims.of.get(node.name), node.args[1]
+        return self.count(flat_cells(cells[axis])) if cells and isinstance(axis, int) else 0.0
+
     # values --------------------------------------------------------------------------------------------
 
     def values(self, repair: Repair | None = None, weights: Values | None = None) -> Values:
@@ -183,7 +198,7 @@ class Propagation:
         if node in self.products:
             p = self.products[node]
             if name == "aten.scaled_dot_product_attention":
-                return self.entering(node, operands[2], v)
+                return self.entering(node, attended(node), v)
             logits = self.logits(p, v)
             others = [self.entering(node, o, v) for o in operands if o not in (p.left, p.right)]
             return max([logits, *others])
@@ -192,6 +207,8 @@ class Propagation:
             return 0.0
         if name in NORM_OPS:
             return entering[1] if len(entering) > 1 else 0.0
+        if name == WEIGHT_NORM:
+            return entering[1] - self.normed(node) / 2
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             return self._product(node, v)
         if name in MEANS or name in ("aten.sum", "aten.cumsum"):
@@ -202,11 +219,13 @@ class Propagation:
             return entering[0] + self.reduced(node) / 2
         if name in VARIANCES:
             return 2 * entering[0]
-        power = _power(node)
+        power = power_of(node)
         if power is not None:
             return power * entering[0] if math.isfinite(entering[0]) or power > 0 else 0.0
         if name in BOUNDED:
             return min(entering[0], 0.0)
+        if name in SOFTMAX:
+            return -self.shared(node)
         if name in UNIT:
             return 0.0
         if name in STRUCTURAL | CASTS or name in POSITIVE or name == "getitem":
@@ -277,7 +296,7 @@ class Propagation:
             return True
         if name in POSITIVE or name in LENGTHS or name in VARIANCES:
             return True
-        if (power := _power(node)) is not None:
+        if (power := power_of(node)) is not None:
             return (power == round(power) and round(power) % 2 == 0) or operands[0] in v.coherent
         if name in ("aten.mul", "aten.div"):
             both = [a for a in node.args[:2] if isinstance(a, fx.Node)]
@@ -333,6 +352,12 @@ class Propagation:
             yield Term(operands[0], own - (v.of[operands[0]] if math.isfinite(v.of[operands[0]]) else 0.0))
             yield from (Term(o, 0.0) for o in operands[1:])
             return
+        if name == WEIGHT_NORM:
+            whole, lengths = operands
+            scale = v.of[lengths] - self.length(node, v)
+            yield Term(whole, scale if math.isfinite(scale) else 0.0)
+            yield Term(lengths, -self.normed(node) / 2, 0.0, self.normed(node))
+            return
         if name in ("aten.mul", "aten.div", "aten.true_divide"):
             for i, o in enumerate(node.args[:2]):
                 if isinstance(o, fx.Node) and is_float(o):
@@ -343,8 +368,11 @@ class Propagation:
             terms = self.reduced(node)
             yield Term(operands[0], -terms if name in MEANS else 0.0, terms)
             return
-        if (power := _power(node)) is not None:
+        if (power := power_of(node)) is not None:
             yield Term(operands[0], (power - 1) * v.of[operands[0]] if math.isfinite(v.of[operands[0]]) else 0.0)
+            return
+        if name in SOFTMAX:
+            yield Term(operands[0], -self.shared(node))
             return
         if name in LENGTHS:
             yield Term(operands[0], -self.reduced(node) / 2, self.reduced(node))
@@ -356,12 +384,12 @@ class Propagation:
     def _of_product(self, p: Product, operands: list[fx.Node], v: Values) -> Iterator[Term]:
         terms, scale = self.count(a for a, _ in p.contracted), self.own_scale(p)
         fused = op_name(p.node) == "aten.scaled_dot_product_attention"
-        behind = v.of[operands[2]] if fused else 0.0
+        behind = v.of[attended(p.node)] if fused else 0.0
         for mine, other in ((p.left, p.right), (p.right, p.left)):
             whole, own = self.elements(operands[0] if fused else p.node), self.elements(mine)
             alone = max(0.0, whole - own + (0.0 if fused else terms))
             if fused:  # a gradient of weights is a sum over what they weigh
-                alone += self.count(flat_cells(self.dims.of[operands[2].name][-1]))
+                alone += self.count(flat_cells(self.dims.of[attended(p.node).name][-1]))
             yield Term(mine, self.entering(p.node, other, v) + scale + behind, terms, alone)
         for o in (o for o in operands if o not in (p.left, p.right)):
             yield Term(o, 0.0, 0.0, max(0.0, self.elements(p.node) - self.elements(o)) if fused else 0.0)
@@ -391,6 +419,8 @@ class Propagation:
 
     def own_change(self, use: Use, v: Values, changes: Values) -> float:
         """Growth of how much a parameter's own change changes at one of its uses."""
+        if op_name(use.node) == WEIGHT_NORM:
+            return changes.of[use.operand]  # a length gives a length
         term = next((t for t in self.terms(use.node, v) if t.operand is use.operand), None)
         return changes.of[use.operand] + (term.gain + self._through(use.node, term) if term else 0.0)
 
@@ -408,12 +438,15 @@ class Propagation:
                 continue
             parts: list[tuple[fx.Node, float]] = []
             for term in self.terms(node, v):
+                if op_name(node) == WEIGHT_NORM and term.operand is node.args[1]:
+                    continue  # longer rows give more of what they gave: nothing in that is aligned
                 change = found.of[term.operand] + term.gain + self._through(node, term)
                 parts.append((term.operand, change))
             found.of[node] = self.together(node, parts, 1)
         return found
 
 
+WEIGHT_NORM = "aten._weight_norm"
 BROADCASTS = frozenset(
     f"aten.{n}"
     for n in "add sub rsub where maximum minimum expand expand_as broadcast_to repeat repeat_interleave".split()
@@ -437,7 +470,14 @@ class Values:
     weights: dict[tuple[fx.Node, fx.Node], float] = field(default_factory=dict)
 
 
-def _power(node: fx.Node) -> float | None:
+def attended(node: fx.Node) -> fx.Node:
+    """The values of a fused attention, of which one may be its queries and keys, too."""
+    found = node.args[2] if len(node.args) > 2 else node.kwargs["value"]
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def power_of(node: fx.Node) -> float | None:
     """The exponent of an op that is a power."""
     name = op_name(node)
     if name == "aten.pow" and len(node.args) > 1 and isinstance(node.args[1], int | float):

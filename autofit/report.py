@@ -7,19 +7,25 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from autofit import optim
 from autofit.dims import Cell
 from autofit.errors import TargetError
+from autofit.growth import Growth
 from autofit.plan import Carrier, ParameterPlan, Plan, SitePlan
 from autofit.program import LAYER_INDEX, describe, source_line
 from autofit.roles import Roles
 
 ROLE_ORDER = ("input", "hidden", "output", "vector", "fixed")
 JSON_VERSION = 1
+PIECE = re.compile(r"(?:\{[^}]*\}|[^.])+\.?|\.")
+"""Of a dotted name, with its dot; those of ``{0..3}`` hold it together."""
 
 
 def to_json(plan: Plan, roles: Roles) -> dict[str, Any]:
@@ -104,9 +110,13 @@ def renderables(plan: Plan, roles: Roles) -> Iterator[RenderableType]:
     if ties:
         yield Text("Ties: one tensor, input-style init and learning rate", style="bold")
         for names in ties:
-            yield Text("  " + " = ".join(names))
+            yield Padding(Broken(" = ".join(names)), (0, 0, 0, 2), expand=False)
     yield _groups(plan, roles)
-    notes = list(dict.fromkeys([*plan.notes, *(f"{g.reason} at {describe(g.node)}" for g in growth.dims.unruled)]))
+    notes = list(
+        dict.fromkeys(
+            [*_at_the_base(growth), *plan.notes, *(f"{g.reason} at {describe(g.node)}" for g in growth.dims.unruled)]
+        )
+    )
     assumed = sorted({n for s in plan.sites for n in re.findall(r"taken as .*", s.reason)})
     if notes or assumed:
         yield Text("Notes", style="bold")
@@ -114,11 +124,45 @@ def renderables(plan: Plan, roles: Roles) -> Iterator[RenderableType]:
             yield Text(f"  - {note}")
 
 
+def _at_the_base(growth: Growth) -> Iterator[str]:
+    """That the model is its own base, and by what: a number may be of another dimension than the reader has in mind."""
+    if all(d.base == d.size for d in growth.dimensions):
+        same = f"{growth.base_kind}, its size here" if growth.number is not None else "the sizes of this model"
+        yield f"all ratios are 1, so width changes nothing: the base has {same}"
+
+
 def _elements(shape: tuple[int, ...]) -> int:
     total = 1
     for s in shape:
         total *= s
     return total
+
+
+class Broken:
+    """Text of which words that are longer than a line break at their dots, and only pieces that are, anywhere."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, Text(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(self.lines(options.max_width)), overflow="fold")
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Lines as long as fits."""
+        for paragraph in self.text.split("\n"):
+            line = ""
+            for word in paragraph.split(" "):
+                pieces = [word] if cell_len(word) <= width else PIECE.findall(word)
+                for at, piece in enumerate(pieces):
+                    between = " " if line and at == 0 else ""
+                    if line and cell_len(line + between + piece) > width:
+                        yield line
+                        line, between = "", ""
+                    line += between + piece
+            yield line
 
 
 def _titled(title: str, table: Table, *below: str) -> Group:
@@ -138,7 +182,7 @@ def _dimensions(roles: Roles) -> Group:
     for d in roles.growth.dimensions:
         main = " (main)" if d.name == roles.growth.main else ""
         table.add_row(
-            d.name + main,
+            Broken(d.name + main),
             str(d.size),
             _number(d.base),
             f"x{_number(d.ratio)}",
@@ -166,7 +210,7 @@ def _parameters(plan: Plan) -> Group:
                 init = f"x{_number(key[4])}" if members[0].init_std is not None else "?"
                 own = (f"x{_number(key[7])}",) if times else ()
                 cells = (f"x{_number(key[2])}", f"x{_number(key[3])}", init, f"x{_number(key[5])}", *own)
-                table.add_row(name, label if at == 0 else "", *(cells if at == 0 else ("",) * len(cells)))
+                table.add_row(Broken(name), label if at == 0 else "", *(cells if at == 0 else ("",) * len(cells)))
     marks = ["in, out: growth of contracted and surviving axes; init, lr: factors (Adam)"]
     if times:
         marks.append("times: factor on the parameter itself, in forward")
@@ -193,7 +237,7 @@ def _sites(plan: Plan) -> Iterator[RenderableType]:
         paths = fold_names(dict.fromkeys(s.carrier.path for s in members))
         carrier = "" if multiplier == 1 else f", on {_carrier(members[0].carrier, ' '.join(paths))}"
         numbers = (_number(scale), f"x{_number(multiplier)}", _number(scale * multiplier))
-        table.add_row(kind, *numbers, f"{where}\n{reason}{carrier}")
+        table.add_row(kind, *numbers, Broken(f"{where}\n{reason}{carrier}"))
     yield _titled("Scale sites", table)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from torch import fx
 
+from autofit.flow import Factor
 from autofit.growth import Growth
 from autofit.measure import Fan
-from autofit.program import Parameter
+from autofit.program import Parameter, describe
 
 Role = Literal["input", "hidden", "output", "vector", "fixed"]
 Treatment = Literal["apply", "nothing", "norm", "unsupported"]
@@ -102,6 +104,8 @@ class Site:
         treatment: ``apply``, ``nothing`` (already right), ``norm`` (left alone) or ``unsupported``.
         reason: why, in words.
         tuned: factor that the user wants on it, at any width.
+        factors: scalar factors in the program that are counted here.
+        natural: part of ``present`` that norms behind it give, as one by the root of a sum of squares.
     """
 
     kind: Literal["readout", "attention", "embedding", "residual"]
@@ -117,6 +121,8 @@ class Site:
     treatment: Treatment
     reason: str
     tuned: float = 1.0
+    factors: tuple[Factor, ...] = ()
+    natural: float = 0.0
 
     @property
     def multiplier(self) -> float:
@@ -124,6 +130,34 @@ class Site:
         if self.treatment != "apply":
             return self.tuned
         return float(self.ratio ** (self.exponent - self.present)) * self.tuned
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A number that depends on width, and that no rule takes.
+
+    Attributes:
+        node: the op that takes it.
+        value: it.
+        base: what it is in the base; ``None`` where it was judged by its value.
+        judged: what it looks like; empty where it was measured.
+        at: where it matters.
+        certain: whether the value cannot be there for another reason.
+    """
+
+    node: fx.Node
+    value: float
+    base: float | None
+    judged: str
+    at: fx.Node
+    certain: bool = True
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        known = f"{self.base:.6g} in the base" if self.base is not None else f"it looks like {self.judged}"
+        at = "the model's output" if self.at.op == "output" else describe(self.at)
+        return f"a scale factor that no rule takes depends on width: {self.value:.6g}, {known}; it matters in {at}"
 
 
 @dataclass(frozen=True)
@@ -137,6 +171,8 @@ class Roles:
         unused: parameters that the forward pass never reads.
         notes: remarks for the report.
         branches: number of branches on each residual stream of the base; empty where that is not asked.
+        excess: numbers that depend on width, and that no rule takes.
+        scalars: growth of numbers by (node, argument), but for those behind sites that count them; natural logarithms.
     """
 
     growth: Growth
@@ -145,6 +181,8 @@ class Roles:
     unused: tuple[str, ...]
     notes: tuple[str, ...]
     branches: tuple[float, ...] = ()
+    excess: tuple[Excess, ...] = ()
+    scalars: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @cached_property
     def with_site(self) -> frozenset[str]:

@@ -28,6 +28,7 @@ class Sweep:
         best: values that are best at the narrowest width.
         regret: by further width: what these values lose there against the best that was tried.
         at_edge: names of values whose best is the first or last that was tried.
+        stored: how many of its runs were in the storage before; nothing tells whether ``train`` was the same then.
     """
 
     names: tuple[str, ...]
@@ -35,6 +36,7 @@ class Sweep:
     best: Mapping[str, float]
     regret: Mapping[int, float]
     at_edge: tuple[str, ...]
+    stored: int = 0
 
     def __str__(self) -> str:
         shown = Table(box=None, pad_edge=False)
@@ -51,6 +53,7 @@ class Sweep:
         lines = [Text(f"best at width {min(self.losses)}: {best}")]
         lines += [Text(f"at width {w} it loses {r:.4f} against the best tried there") for w, r in self.regret.items()]
         lines += [Text(f"the best {n} is at the end of what was tried: try further values") for n in self.at_edge]
+        lines += [Text(f"{self.stored} runs are from the storage, whatever train was then")] * bool(self.stored)
         return printed([shown, *lines])
 
 
@@ -60,16 +63,17 @@ def sweep(
     *,
     widths: Sequence[int],
     seeds: Sequence[int] = (0,),
-    storage: Any = "sqlite:///autofit-sweep.db",
+    storage: Any = None,
     name: str = "sweep",
     near: int = 1,
     progress: Callable[[int, Mapping[str, float], float], None] | None = None,
 ) -> Sweep:
     """Try a grid at the narrowest width, then what is best and its neighbours at the others.
 
-    Every run is a trial of an Optuna study, ``name`` at its width, with the seed among its parameters: whatever is
-    there already is not run again, so that a sweep that was killed goes on where it was, several processes or machines
-    share one storage, and Optuna's own tools show it.
+    Every run is a trial of an Optuna study, ``name`` at its width, with the seed among its parameters. Whatever a
+    storage has already is not run again, so that a sweep that was killed goes on where it was, several processes or
+    machines share one storage, and Optuna's own tools show it. What is tuned is not part of that: another model or
+    ``train`` wants another name.
 
     Args:
         train: ``train(width=..., seed=..., **values)`` makes a model at a width, muifies it, trains it, and gives its
@@ -77,7 +81,8 @@ def sweep(
         grid: values by name, ascending.
         widths: the first is tuned on, the others confirm.
         seeds: of each run.
-        storage: an Optuna storage or its URL: SQLite, or any database that SQLAlchemy knows.
+        storage: an Optuna storage or its URL, as ``"sqlite:///sweep.db"``: any database that SQLAlchemy knows.
+            ``None`` keeps nothing.
         name: of the studies.
         near: how many steps of the grid around the best are tried at further widths, one value at a time.
         progress: called with width, values and loss after each run.
@@ -98,11 +103,13 @@ def sweep(
         raise AutofitError("an empty grid, or no widths or seeds", todo="give at least one value of each")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     losses: dict[int, dict[Point, float]] = {}
+    stored = 0
     narrowest, *wider = widths
     points: list[Point] = list(itertools.product(*axes))
     for width in (narrowest, *wider):
         study = optuna.create_study(storage=storage, study_name=f"{name}, width {width}", load_if_exists=True)
         runs = [(p, s) for p in points for s in seeds]
+        stored += len(_trials(study, names, (optuna.trial.TrialState.COMPLETE,)).keys() & set(runs))
         found = _run(study, train, names, width, runs, progress)
         losses[width] = {p: mean(found[p, s] for s in seeds) for p in points}
         if width == narrowest:
@@ -112,7 +119,7 @@ def sweep(
             points = list(_around(best, axes, near))
     edges = (n for n, v, axis in zip(names, best, axes, strict=True) if len(axis) > 1 and v in (axis[0], axis[-1]))
     regret = {w: losses[w][best] - min(losses[w].values()) for w in wider}
-    return Sweep(names, losses, dict(zip(names, best, strict=True)), regret, tuple(edges))
+    return Sweep(names, losses, dict(zip(names, best, strict=True)), regret, tuple(edges), stored)
 
 
 def _around(best: Point, axes: Sequence[Sequence[float]], near: int) -> Iterator[Point]:

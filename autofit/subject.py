@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from autofit.passes.assign_roles import AssignRoles
 from autofit.passes.infer_dims import InferDims
 from autofit.passes.resolve_base import BaseModel, ResolveBase
 from autofit.plan import ParameterPlan, Plan
+from autofit.program import describe
 from autofit.propagation import ZERO, Laws
 from autofit.roles import Roles, Site
 from autofit.rules import BY_SHAPE, Optimizer, factors, optimizers, table
@@ -113,6 +114,7 @@ def planned(found: Analysis, optimizer: str | type, groups: Groups | None, lr: f
         for name, r in roles.parameters.items()
         if (node := r.parameter.node) is not None
     }
+    parameters |= _lengths(parameters, roles, plan, live)
     scaled = {
         n: optim.scaled(plan, plan.parameters[n], _rule_of(group, rule), settings=group) for n, group in held.items()
     }
@@ -120,7 +122,22 @@ def planned(found: Analysis, optimizer: str | type, groups: Groups | None, lr: f
     settings = {n: own[n].setting(group, _rule_of(group, rule), scaled[n], at_base) for n, group in held.items()}
     contested = frozenset(p.name for p in plan.parameters.values() if own[p.name].is_contested())
     laws = _site_laws(parameters, roles, plan)
+    faults += [(describe(e.node), e.what, "take it out, or give what it scales the inverse") for e in roles.excess]
     return Subject(roles, laws, settings, (*faults, *wrong), notes, lambda node: 0.0, contested)
+
+
+def _lengths(
+    parameters: Mapping[str, float], roles: Roles, plan: Plan, live: Mapping[str, Spread]
+) -> Iterator[tuple[str, float]]:
+    """Lengths that weight normalization took from the initial values of what it divides by them: they grow like it."""
+    for name, role in roles.parameters.items():
+        lengths, rows = live.get(name), live.get(role.length_of)
+        node, whole = role.parameter.node, roles.parameters.get(role.length_of)
+        if lengths is None or rows is None or node is None or whole is None or whole.parameter.node is None:
+            continue
+        if math.isclose(lengths.mean, rows.std * math.sqrt(rows.count / lengths.count), rel_tol=0.1):
+            a, b = plan.parameters[role.length_of], plan.parameters[name]
+            yield node, parameters[whole.parameter.node] + math.log(a.r_in * a.r_out / (b.r_in * b.r_out)) / 2
 
 
 def site_terms(roles: Roles, site: Site) -> float:
@@ -145,7 +162,10 @@ def _site_laws(parameters: Mapping[str, float], roles: Roles, plan: Plan) -> Law
     products, nodes, edges = {}, {}, {}
     for site, carrier in zip(roles.sites, (s.carrier for s in plan.sites), strict=True):
         inside = carrier.place == "weight"
-        amount = (site.present if inside else _total(site)) * site_terms(roles, site)
+        amount = ((site.present if inside else _total(site)) - site.natural) * site_terms(roles, site)
+        if site.ratio != 1 and site.kind != "embedding":  # what stands in front of it is counted there
+            there = ((roles.scalars.get((f.node.name, f.key), 0.0), f.inverse) for f in site.factors)
+            amount -= sum(-grown if inverse else grown for grown, inverse in there)
         if site.kind == "attention":
             products[site.node.name] = amount
         elif site.kind == "readout":
@@ -156,7 +176,7 @@ def _site_laws(parameters: Mapping[str, float], roles: Roles, plan: Plan) -> Law
                 edges[(site.node.name, partner.name)] = amount
         elif site.kind == "embedding":
             nodes[site.node.name] = amount
-    return Laws(parameters, products=products, nodes=nodes, edges=edges)
+    return Laws(parameters, roles.scalars, products=products, nodes=nodes, edges=edges)
 
 
 class _Planned:

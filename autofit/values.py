@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 _SHORT = reprlib.Repr()
@@ -37,8 +39,20 @@ def words_of(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """First line of what an exception says, with its class, as long as fits into a message."""
-    return f"{type(error).__name__}: {next(iter(words_of(error).splitlines()), '')[:300]}"
+    """First line of what an exception says, with its class, as long as fits into a message.
+
+    A line that ends with a colon says nothing without the next.
+    """
+    first, *rest = words_of(error).splitlines() or [""]
+    if first.endswith(":") and rest:
+        first = f"{first} {rest[0].strip()}"
+    return f"{type(error).__name__}: {first[:300]}"
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """What to do about a name that does not exist: the one that was meant, or all there are."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose one of: {', '.join(names)}"
 
 
 def fields_of(config: Any) -> dict[Any, Any]:

@@ -111,7 +111,8 @@ def _timm_example(model: Any) -> Any:
 
 def examine(source: str, name: str) -> dict[str, Any]:
     """All answers for one model; never raises."""
-    row: dict[str, Any] = {"source": source, "name": name, "stage": "build", "versions": versions(source)}
+    row: dict[str, Any] = {"source": source, "name": name, "stage": "build"}
+    row |= {"versions": versions(source), "date": date.today().isoformat()}
     try:
         build = builder(source, name)
         if build is None:
@@ -351,7 +352,9 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     tools = ", ".join([f"torch {' or '.join(torches)}", *(f"{p} {used[p]}" for p in sorted(used))])
     yield "# Coverage"
     yield ""
-    yield f"Made by `python benchmarks/zoo.py` on {date.today().isoformat()} with {tools}."
+    dates = Counter(r["date"] for r in rows.values())
+    on = ", ".join(f"{day} ({n})" for day, n in sorted(dates.items()))
+    yield f"Made by `python benchmarks/zoo.py` on {on} with {tools}."
     yield "Models are shrunk to width 64, their base to width 32. Rows: `docs/coverage.jsonl`."
     yield "Weights that the example does not reach are frozen, and frozen ones planned like all others"
     yield "(`unused='freeze', frozen='plan'`); `muify` has its defaults otherwise, and no model is edited."

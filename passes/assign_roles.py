@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from torch import fx
 
 from autofit.dims import Cell, Product, Use
 from autofit.errors import BaseError, DimensionError, PlanError
-from autofit.flow import Flow, behind, reaching_output
+from autofit.excess import Forms, Numbers
+from autofit.flow import Factor, Flow, Path, behind, reaching_output
 from autofit.growth import Growth
 from autofit.kinds import kind_of
 from autofit.measure import Fan
 from autofit.program import Parameter, describe, op_name
+from autofit.propagation import SOFTMAX
 from autofit.residuals import Residual, residuals
-from autofit.roles import ParameterRole, Role, Roles, Segment, Site, Treatment
+from autofit.roles import Excess, ParameterRole, Role, Roles, Segment, Site, Treatment
 from autofit.rules import Table, table
 from autofit.scales import Scales, own_factors
 
@@ -60,10 +63,11 @@ class AssignRoles:
         unused = []
         for p in growth.dims.program.parameters:
             uses = list(growth.dims.uses_of(p))
-            if not uses:
+            if not uses and not reader.number(p):
                 unused.append(p.name)
             parameters[p.name] = reader.role(p, uses)
         sites = reader.sites()
+        excess, scalars = reader.excess(sites)
         if self.frozen == "keep":
             sites = [replace(s, treatment="nothing", reason=FROZEN) if reader.is_frozen(s) else s for s in sites]
         if self.strict:
@@ -77,6 +81,7 @@ class AssignRoles:
                         where=site.where,
                         todo="keep the head size fixed (grow='heads'), or pass strict=False to leave it as it is",
                     )
+            _refuse_excess(excess)
         if reader.exponents["residual"] is not None and not reader.residuals:
             notes.append(f"scheme {self.scheme} scales residual branches, and no residual stream was found")
         if unused:
@@ -88,7 +93,9 @@ class AssignRoles:
             for s in sites
             if "taken to be the same" in s.reason and s.treatment == "apply" and s.ratio != 1
         ]
-        return Roles(growth, parameters, tuple(sites), tuple(unused), tuple(notes), reader.branches)
+        notes += [f"{describe(e.node)}: {e.what}" + (". A base model would tell" if e.judged else "") for e in excess]
+        left = tuple(e for e in excess if e.certain)
+        return Roles(growth, parameters, tuple(sites), tuple(unused), tuple(notes), reader.branches, left, scalars)
 
 
 def _refuse_unruled(growth: Growth) -> None:
@@ -101,6 +108,18 @@ def _refuse_unruled(growth: Growth) -> None:
                 where=describe(gap.node),
                 todo="pass strict=False to match its axes by size, or report the op so that it gets a rule",
             )
+
+
+def _refuse_excess(excess: Iterable[Excess]) -> None:
+    """A factor of width that no rule takes would stay beside all that is added."""
+    for e in (e for e in excess if e.certain):
+        raise PlanError(
+            e.what,
+            where=describe(e.node),
+            todo="take the factor out: initial values and multipliers are given their scale without it"
+            + (", or pass a base model, which tells whether it depends on width" if e.judged else "")
+            + "; strict=False leaves it as it is, and says so",
+        )
 
 
 def _refuse_unused(growth: Growth, unused: Iterable[str]) -> None:
@@ -134,6 +153,7 @@ class _Reader:
         self.depths: tuple[float, ...] = (1.0,) * (1 + max((r.stream for r in self.residuals), default=-1))
         self.branches: tuple[float, ...] = ()
         self.flow = Flow(growth.dims)
+        self.nodes = {n.name: n for n in growth.dims.program.graph.nodes}
         self.at: dict[fx.Node, list[Use]] = {}
         for use in self.dims.uses:
             self.at.setdefault(use.node, []).append(use)
@@ -141,6 +161,7 @@ class _Reader:
         self.scales = Scales(growth, None if rules.absolute else growth.constants)
         self.reaching = reaching_output(growth.dims, growth.grows)
         self.grown = behind(growth.dims, growth.grows)
+        self.undone: set[tuple[fx.Node, str]] = set()
 
     def deepen(self, depth: tuple[float, ...] | float | None, scheme: str) -> None:
         """Growth of the number of branches on each residual stream, if the scheme asks for it.
@@ -174,12 +195,17 @@ class _Reader:
 
     # roles ---------------------------------------------------------------------------------------------
 
+    def number(self, p: Parameter) -> fx.Node | None:
+        """The first reader of a parameter without axes, of which there is nothing to say but that it is read."""
+        node = self.nodes.get(p.node or "") if not p.shape else None
+        return next(iter(node.users), None) if node is not None else None
+
     def role(self, p: Parameter, uses: list[Use]) -> ParameterRole:
         """One role for all uses of a parameter; lookups come first."""
         if not uses:
-            return ParameterRole(
-                p, "fixed", "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", "never used by forward", p.name
-            )
+            op = self.number(p)
+            why, where = ("a single number", describe(op)) if op else ("never used by forward", p.name)
+            return ParameterRole(p, "fixed", "fixed", 1, 1, 1, 1, 1, False, False, (), 1, 1, (), "", why, where)
         whole = max(len(u.kinds) for u in uses)  # what is computed from it and constants has fewer of its axes
         uses = [u for u in uses if len(u.kinds) == whole]
         found = [self.role_of_use(u) for u in uses]
@@ -323,13 +349,53 @@ class _Reader:
             at += part.size
         return tuple(found) if len(found) > 1 else ()
 
+    # numbers that depend on width ----------------------------------------------------------------------
+
+    @cached_property
+    def known(self) -> Forms:
+        """How values depend on width by what their ops do, before any site counts a number."""
+        return Forms(Numbers(self.growth, self.flow, self.measure))
+
+    def measure(self, cell: Cell) -> float:
+        """Logarithm of what an axis counts for in the scheme: its growth, or its size."""
+        return math.log((cell.size if self.absolute else self.growth.ratio(cell)) if self.growth.grows(cell) else 1)
+
+    def counted(self, factors: Iterable[Factor]) -> tuple[Factor, ...]:
+        """Factors without those that are undone behind an embedding."""
+        return tuple(f for f in factors if (f.node, f.key) not in self.undone)
+
+    def natural(self, path: Path, ratio: float) -> float:
+        """Exponent of what a norm by a sum, or shares of one, at the far end of a path grow by."""
+        end = path.nodes[-1]
+        if ratio == 1 or not (path.normalized or op_name(end) in SOFTMAX):
+            return 0.0
+        return round(4 * self.known.rest(end) / math.log(ratio)) / 4
+
+    def excess(self, sites: Iterable[Site]) -> tuple[tuple[Excess, ...], dict[tuple[str, str], float]]:
+        """Numbers that depend on width, and that no rule takes; growth of all that no site takes."""
+        if all(e is None for e in self.exponents.values()):
+            return (), {}  # a scheme that leaves the forward pass as it is
+        numbers = Numbers(self.growth, self.flow, lambda c: math.log(self.growth.ratio(c)))
+        if not numbers.growths:
+            return (), {}
+        forms = Forms(numbers, sites)
+        apart = {k for k, e in forms.found.items() if not e.certain} | forms.behind
+        apart |= {(f.node.name, f.key) for s in sites if s.ratio == 1 or s.kind == "embedding" for f in s.factors}
+        free = {k: g for k, g in numbers.growths.items() if k not in apart}
+        order = self.flow.order
+        return tuple(sorted(forms.found.values(), key=lambda e: order[e.node])), free
+
     # sites ---------------------------------------------------------------------------------------------
 
     def sites(self) -> list[Site]:
         """Every place whose scale depends on width."""
-        found = [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
-        found += [self.branch(r) for r in self.residuals]
         roles = [self.role_of_use(use)[0] for use in self.dims.uses]
+        tables = (u for u, role in zip(self.dims.uses, roles, strict=True) if role == "input")
+        found = [self.embedding(u) for u in tables if "index" in u.kinds.values()]
+        if self.exponents["embedding"] is not None:
+            self.undone = {(f.node, f.key) for s in found for f in s.factors}
+        found += [self.attention(p) for p in self.dims.products if self.grows_or_heads(p)]
+        found += [self.branch(r) for r in self.residuals]
         readouts = {
             u.parameter
             for u, role in zip(self.dims.uses, roles, strict=True)
@@ -338,8 +404,6 @@ class _Reader:
         for use, role in zip(self.dims.uses, roles, strict=True):
             if role == "output" and use.parameter in readouts:  # one weight has one scale, inside as at the output
                 found.append(self.readout(use))
-            elif role == "input" and "index" in use.kinds.values():
-                found.append(self.embedding(use))
         order = self.flow.order
         return sorted(found, key=lambda s: order[s.node])
 
@@ -375,8 +439,10 @@ class _Reader:
         grows = any(self.growth.grows(a) for a, _ in product.contracted)
         left, right = self.flow.upstream(product.left), self.flow.upstream(product.right)
         _, after = self.flow.downstream(node)
-        factors = (*left.factors, *right.factors, *after, *own_factors(node, size))
+        factors = self.counted((*left.factors, *right.factors, *after, *own_factors(node, size)))
         present, scale, told = self.scales.exponent(factors, size, ratio)
+        natural = self.natural(left, ratio) + self.natural(right, ratio)
+        present += natural
         treatment, wanted, why = self.treat("attention", present)
         reason = f"{why}sums {size} products of activations{told}"
         if not grows and not self.absolute:
@@ -402,6 +468,8 @@ class _Reader:
             paths=(left.nodes, right.nodes),
             treatment=treatment,
             reason=reason,
+            factors=factors,
+            natural=natural,
         )
 
     def growing_size(self, cells: Iterable[Cell]) -> int:
@@ -439,6 +507,7 @@ class _Reader:
             paths=(path.nodes,),
             treatment=treatment,
             reason=f"one of {total} branches on its stream{told}",
+            factors=path.factors if self.exponents["residual"] is not None and ratio != 1 else (),
         )
 
     def readout(self, use: Use) -> Site:
@@ -449,7 +518,11 @@ class _Reader:
         ratio = float(size) if self.absolute else self.ratio(ins)
         path = self.flow.upstream(use.partner)
         _, after = self.flow.downstream(use.node)
-        present, scale, told = self.scales.exponent((*path.factors, *after, *own_factors(use.node, size)), size, ratio)
+        weight = self.flow.upstream(use.operand)
+        factors = self.counted((*path.factors, *weight.factors, *after, *own_factors(use.node, size)))
+        present, scale, told = self.scales.exponent(factors, size, ratio)
+        natural = self.natural(path, ratio) + self.natural(weight, ratio)
+        present += natural
         reason = f"sums over {self.name(ins)}" + (f"; scale {scale:.6g}{told}" if scale != 1 else "")
         treatment, wanted, why = self.treat("readout", present)
         return Site(
@@ -465,6 +538,8 @@ class _Reader:
             paths=(path.nodes,),
             treatment=treatment,
             reason=why + reason,
+            factors=factors,
+            natural=natural,
         )
 
     def embedding(self, use: Use) -> Site:
@@ -491,4 +566,5 @@ class _Reader:
             paths=(nodes,),
             treatment=treatment,
             reason=f"multiplied by {scale:.6g}{told}",
+            factors=factors,
         )

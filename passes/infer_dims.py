@@ -60,6 +60,7 @@ def _enter(ctx: Context, node: fx.Node, parameter_of: dict[str, Any], inputs: tu
             cell.origins = frozenset({(parameter_of[node.name].name, i)})
     elif node.name in inputs:
         ctx.origin[node.name] = "data"
+        ctx.fed.add(node.name)
         ctx.data(_flat(ctx.of[node.name]), node)
     else:
         ctx.origin[node.name] = "constant"
@@ -69,6 +70,10 @@ def _apply(ctx: Context, node: fx.Node) -> None:
     operands = node.all_input_nodes
     origins = {ctx.origin.get(n.name, "constant") for n in operands}
     ctx.origin[node.name] = "data" if "data" in origins else "weight" if "weight" in origins else "constant"
+    if any(n.name in ctx.fed for n in operands):
+        ctx.fed.add(node.name)
+    elif origins >= {"data", "weight"} and all(_is_number(n) for n in operands if ctx.origin[n.name] == "data"):
+        ctx.gap(node, "a weight is scaled by what a contraction of weights gives (is it a spectral norm?)")
     if ctx.origin[node.name] == "weight":
         linear = is_linear(node) or node.target is operator.getitem
         if not linear or any(n.name in ctx.bent for n in operands):
@@ -102,6 +107,11 @@ def _apply(ctx: Context, node: fx.Node) -> None:
             is_weight = ctx.is_tensor(operand) and ctx.origin.get(operand.name) == "weight"
             if is_weight and not ctx.recorded(node, operand):
                 ctx.elementwise_use(node, operand)
+
+
+def _is_number(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.ndim == 0
 
 
 def _match_by_size(ctx: Context, node: fx.Node) -> None:

@@ -570,4 +570,5 @@ def _from_other_depth(dims: Dims, dimensions: list[Dimension], main: Dimension, 
         for path in apart[:1]
     )
     origin = "second model of other depth"
-    return Growth(dims, _settle(sized), origin, main.name, measured, dict(base.std) or None, notes + assumed)
+    std, said = dict(base.std) or None, notes + assumed
+    return Growth(dims, _settle(sized), origin, main.name, measured, std, said, deeper=True)

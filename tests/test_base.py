@@ -246,6 +246,8 @@ def test_corrupt_and_hostile_files(name: str, content: str, message: str, tmp_pa
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(autofit.BaseError, match="cannot be read"):
         autofit.analyze(mlp(), X, base=tmp_path / "missing.json")
+    with pytest.raises(autofit.BaseError, match=r"base='64' is a string(.|\n)*pass the number: base=64"):
+        autofit.analyze(mlp(), X, base="64")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(autofit.BaseError, match="not text"):
         autofit.analyze(mlp(), X, base=tmp_path / "bytes.json")
@@ -418,7 +420,7 @@ class Fed(nn.Module):
 
 
 def test_a_base_may_bring_its_own_example() -> None:
-    with pytest.raises(autofit.ExampleError):
+    with pytest.raises(autofit.BaseError):
         autofit.analyze(Fed(64), torch.zeros(5, 64), base=Fed(32))
     for base in ((Fed(32), torch.zeros(5, 32)), lambda: (Fed(32), torch.zeros(5, 32))):
         found = autofit.analyze(Fed(64), torch.zeros(5, 64), base=base)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import autofit
 from autofit.rules import optimizers
@@ -132,6 +134,24 @@ class Aside(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.a(x)
         return self.b(h + self.lost(x).detach())
+
+
+def test_what_weight_norm_divides_by_its_length() -> None:
+    """Whatever the initial values, rows have the learned lengths; learning rates are those without it."""
+    net = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), weight_norm(nn.Linear(64, 64)), nn.ReLU(), nn.Linear(64, 3))
+    mu = autofit.muify(net, torch.zeros(2, 6), base=16)
+    assert autofit.check(mu).ok
+    rates = [{"params": [p], "lr": 1e-3} for p in net.parameters()]
+    wrong = autofit.check(mu, param_groups=rates).findings
+    assert ("lr", "2.parametrizations.weight.original1") in {(f.what, f.name) for f in wrong if f.severe}
+
+
+def test_lengths_that_weight_norm_shares_among_all_rows() -> None:
+    """Of each tap of wav2vec2's positional convolution: they grow with the width, and what they scale does not."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_hidden_layers": 1}
+    sizes |= {"conv_dim": (64,), "conv_kernel": (10,), "conv_stride": (5,), "num_feat_extract_layers": 1}
+    config = transformers.Wav2Vec2Config(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    assert autofit.check(autofit.muify(transformers.Wav2Vec2Model(config), base=64)).ok
 
 
 def test_what_cannot_be_told_is_said() -> None:

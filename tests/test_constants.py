@@ -374,3 +374,4 @@ def test_a_constant_that_was_rounded_is_read_to_its_last_bit() -> None:
     """bfloat16 keeps sqrt(32) as 5.65625."""
     sites = autofit.analyze(Rounded(64), torch.zeros(3, 7, dtype=torch.long), base=Rounded(32)).plan.sites
     assert [(s.present, s.multiplier) for s in sites if s.kind == "embedding"] == [(0.5, 0.5**0.5)]
+    assert [(s.present, s.multiplier) for s in sites if s.kind == "readout"] == [(0.0, 0.5)]  # it is undone already

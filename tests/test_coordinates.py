@@ -206,5 +206,38 @@ def test_the_command_says_it_by_its_exit_code(tmp_path: Path) -> None:
     assert (usage.returncode, "whole numbers" in usage.stderr) == (2, True)
 
 
+AUDIO = """
+import torch
+from layers import Net
+
+def make(d=128):
+    return Net(d), torch.randn(2, 1, 2000)
+"""
+LAYERS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(1, d, 400, stride=20), nn.Conv1d(d, d, 3), nn.Linear(d, 5)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))).mean(-1))
+"""
+
+
+def test_a_factory_without_a_width_has_its_example_at_every_width(tmp_path: Path) -> None:
+    """One that could not be inferred, of a model that lies beside the factory."""
+    (tmp_path / "layers.py").write_text(LAYERS)
+    (tmp_path / "net.py").write_text(AUDIO)
+    quick = ("--steps", "1", "--seeds", "1", "--no-control", "--json")
+    found = run("check", f"{tmp_path / 'net.py'}:make", "--widths", "16,32,64", *quick)
+    assert found.stdout.startswith("{"), found.stderr
+    wide = run("check", f"{tmp_path / 'net.py'}:make", "--widths", "64,128,256", *quick)
+    assert (wide.returncode, "width=128, and b of the target is 128" in wide.stderr) == (1, True), wide.stderr
+    assert "give a width below 128" in wide.stderr
+
+
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "autofit.cli", *words], capture_output=True, text=True)

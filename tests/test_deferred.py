@@ -104,6 +104,7 @@ def materialized(name: str, how: str = "deferred_init", seed: int = 1) -> autofi
     [(n, "deferred_init") for n in FAMILIES] + [(n, "torch.device") for n in ("gpt2", "gemma", "llama", "mamba", "t5")],
 )
 def test_distributed_as_on_the_eager_path(name: str, how: str) -> None:
+    torch.manual_seed(0)
     build, example = FAMILIES[name]
     eager = autofit.muify(build(), example, base=32)
     deferred = materialized(name, how)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import autofit
 from autofit import lowering
@@ -59,6 +60,37 @@ def test_a_forward_that_raises_is_shown_with_its_line() -> None:
         autofit.muify(Broken(), X)
 
 
+def test_the_message_says_whose_example_failed() -> None:
+    """One that was given, one that was inferred, or the model's own, on the base."""
+    wide = nn.Sequential(nn.Linear(11, 64), nn.ReLU(), nn.Linear(64, 3))
+    with pytest.raises(autofit.ExampleError, match=r"failed on the example \(float(.|\n)*call the model on this"):
+        autofit.analyze(wide, X, base=16)
+    pooled = nn.Sequential(nn.Conv1d(1, 64, 400), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(autofit.ExampleError, match=r"inferred, not given \(float32(.|\n)*pass example="):
+        autofit.analyze(pooled, base=16)
+    with pytest.raises(autofit.BaseError, match=r"the base model does not run(.|\n)*same architecture(.|\n)*base=\("):
+        autofit.analyze(mlp(), X, base=wide)
+
+
+def test_tensors_on_two_devices_are_named() -> None:
+    class Old(nn.Module):
+        """With a constructor that heeds no device."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(10, 64), nn.Linear(64, 3)
+            self.shift = nn.Parameter(torch.Tensor(64).uniform_())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(torch.relu(self.one(x) + self.shift))
+
+    with torch.device("meta"):
+        model = Old()
+    with pytest.raises(autofit.ExampleError, match=r"different devices, shift on cpu, one\.weight on meta(.|\n)*move"):
+        autofit.analyze(model, X, base=16)
+    assert autofit.analyze(model.to("meta"), X, base=16).plan.parameters["shift"].role == "vector"
+
+
 def test_data_dependent_control_flow_is_named() -> None:
     class Early(nn.Module):
         def __init__(self) -> None:
@@ -91,6 +123,18 @@ def test_an_op_without_a_rule_is_refused_and_can_be_allowed() -> None:
     assert "no rule" in str(found)
 
 
+def test_a_weight_that_is_divided_by_its_own_contraction() -> None:
+    """What a power iteration gives is a number of weights alone: a product of it is no attention."""
+
+    def normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), norm(nn.Linear(64, 64)), nn.ReLU(), nn.Linear(64, 3))
+
+    with pytest.raises(autofit.DimensionError, match=r"a weight is scaled by what a contraction of weights gives"):
+        autofit.muify(normed(parametrizations.spectral_norm), X, base=16)
+    plan = autofit.muify(normed(parametrizations.weight_norm), X, base=16).plan
+    assert [s.kind for s in plan.sites] == ["readout"]
+
+
 class Idle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +163,29 @@ def test_a_matrix_that_is_never_used() -> None:
     assert all(p.requires_grad for p in fresh.parameters())
     names = [n for g in looked_at.param_groups("adam", lr=1.0) for n in g["param_names"]]
     assert sorted(names) == ["one.bias", "one.weight", "two.bias", "two.weight"]
+
+
+def test_a_single_number_that_is_read_is_not_unused() -> None:
+    """As a learned temperature: it has no axis that an op could do anything with."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3))
+            self.scale, self.idle = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) * self.scale.exp()
+
+    mu = autofit.muify(Scaled(), X, base=16, unused="freeze")
+    assert mu.plan.frozen == ("idle",)
+    assert mu.model.scale.requires_grad
+    assert "aten.exp" in mu.plan.parameters["scale"].where
+    optimizer = mu.optimizer("adamw", lr=1e-3)
+    assert [g["lr"] for g in optimizer.param_groups if "scale" in g["param_names"]] == [1e-3]
+    answer = autofit.check(mu, param_groups=optimizer)
+    assert answer.ok
+    assert answer.notes == ("not checked, as single numbers have no axes: scale",)
 
 
 def test_what_was_frozen_is_trained_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,30 @@ def test_unknown_optimizers_are_refused(mu: autofit.Analysis, optimizer: Any) ->
         mu.param_groups(optimizer, lr=0.1)
 
 
+def test_an_instance_is_no_class(mu: autofit.Analysis) -> None:
+    with pytest.raises(autofit.OptimizerError) as refusal:
+        mu.optimizer(torch.optim.AdamW(make().parameters()), lr=0.1)  # type: ignore[arg-type]
+    assert str(refusal.value) == "optimizer= is an instance of AdamW\n  to do: pass the class, or its name: AdamW"
+
+
+def test_a_subclass_with_a_step_of_its_own_is_another_optimizer(mu: autofit.Analysis) -> None:
+    class Plain(torch.optim.AdamW):
+        """Steps as AdamW does; torch wraps the step of a class when the first object is made."""
+
+    class Own(Plain):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(group["lr"] * p.grad)
+
+    assert type(mu.optimizer(Plain, lr=0.1)) is Plain
+    assert type(mu.optimizer(Plain, lr=0.1)) is Plain
+    for cls in (Own, type("Below", (Own,), {})):
+        with pytest.raises(autofit.OptimizerError, match=r"a step of its own(.|\n)*AdamW(.|\n)*measure_optimizer"):
+            mu.param_groups(cls, lr=0.1)
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = make()
     model[0].requires_grad_(False)

@@ -27,6 +27,7 @@ SPOKEN_FOR = {
 REFUSED = {
     "capsule": "no module boundary can carry",
     "dlrm": "no module boundary can carry",
+    "projection_gan": "a weight is scaled by what a contraction of weights gives",
 }
 
 

@@ -104,6 +104,14 @@ def test_depth() -> None:
     assert [s.multiplier for s in plan.sites if s.kind == "residual"] == pytest.approx([1 / 3] * 12)
 
 
+def test_a_model_with_a_tensor_that_heeds_no_device() -> None:
+    small = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "conv_dim": (32,) * 7}
+    config = transformers.Wav2Vec2Config(num_hidden_layers=1, classifier_proj_size=64, **small)
+    found = autofit.proxy(config, width=32)
+    assert found.changed["hidden_size"] == (64, 32)
+    assert next(found.model.parameters()).device.type == "cpu"
+
+
 class Net(nn.Module):
     """With a head size, and an inner width that is twice the outer."""
 
@@ -127,6 +135,8 @@ def test_a_factory() -> None:
     found = autofit.proxy(Net, X, width=64, depth=2)
     assert found.changed == {"width": (256, 64), "heads": (8, 2), "layers": (3, 2)}
     autofit.muify(Net(), X, base=found.model)
+    made = autofit.family(Net, X, widths=(32, 64))(32)
+    assert (made[0].first.out_features, made[1] is X) == (32, True)
     larger = autofit.proxy(Net, X, width=64, arguments={"width": 512, "heads": 16})
     assert larger.changed == {"width": (512, 64), "heads": (16, 2)}
     assert [line.split() for line in str(larger).splitlines()][2] == ["width", "512", "64"]
@@ -145,11 +155,12 @@ def test_refusals() -> None:
 
     gpt2 = transformers.GPT2Config(n_layer=2)
     for source, given, message in (
-        (gpt2, {"width": 1024}, "width=1024, and the target has 768"),
+        (gpt2, {"width": 1024}, r"width=1024, and n_embd of the target is 768(.|\n)*a width below 768"),
         (gpt2, {"width": 100}, r"no proxy of this width: n_head = 12 would be 1\.5625(.|\n)*head count divides"),
         (gpt2, {"width": 192, "depth": 3}, "depth=3: no field"),
         (needs, {"width": 64}, r"the factory needs width(.|\n)*arguments="),
         (lambda classes=10: Net(256, classes=classes), {"width": 64}, "no choice of fields"),
+        (Net, {"width": 64, "arguments": {"widht": 512}}, r"no argument 'widht'(.|\n)*did you mean width\?"),
         (Net(), {"width": 64}, "tells no way to build it"),
         (gpt2, {"width": 192, "arguments": {"n_layer": 2}}, "arguments are a factory's"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -14,11 +15,12 @@ import pytest
 import torch
 from families import FAMILIES
 from inline_snapshot import snapshot
+from rich.console import RenderableType
 from torch import nn
 
 import autofit
 from autofit.plan import Plan
-from autofit.report import fold_names, render
+from autofit.report import Broken, _table, fold_names, printed, render
 
 MODEL = """
 import torch
@@ -45,6 +47,11 @@ def branching(device="cpu"):
     return Branching().to(device), torch.zeros(7, 10, device=device)
 """
 
+BESIDE = """
+def make():
+    return nn.Sequential(nn.Linear(10, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
+"""
+
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -60,6 +67,9 @@ def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(MODEL)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "net.py").write_text("from sizes import WIDTH\nfrom torch import nn\n" + BESIDE)
+    (tmp_path / "deep" / "sizes.py").write_text("WIDTH = 512\n")
     return tmp_path
 
 
@@ -99,6 +109,30 @@ group     lr  wd    eps  tensors
 def test_layers_are_folded() -> None:
     names = [f"h.{i}.{w}" for i in (0, 1, 2, 5) for w in ("a", "b")] + ["top"]
     assert fold_names(names) == ["h.{0..2,5}.a", "h.{0..2,5}.b", "top"]
+
+
+def test_names_break_at_dots() -> None:
+    name = "model.layers.{0..3}.self_attn.k_proj.weight (main)"
+    assert list(Broken(name).lines(60)) == [name]
+    assert list(Broken(name).lines(36)) == ["model.layers.{0..3}.self_attn.", "k_proj.weight (main)"]
+    assert list(Broken(name).lines(12)) == ["model.", "layers.", "{0..3}.", "self_attn.", "k_proj.", "weight", "(main)"]
+    assert list(Broken("a\nscore 0.25 on model.head").lines(12)) == ["a", "score 0.25", "on", "model.head"]
+    shown = printed([_table_of("some.module.of_a_model.weight")], width=24).splitlines()
+    assert [line.split()[0] for line in shown[1:]] == ["some.module.", "of_a_model.", "weight"]
+
+
+def _table_of(name: str) -> RenderableType:
+    table = _table("parameter", "size", right=("size",))
+    table.add_row(Broken(name), "12345678")
+    return table
+
+
+def test_a_model_that_is_its_own_base_is_called_that() -> None:
+    net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    said = "all ratios are 1, so width changes nothing: the base has "
+    for base, what in ((64, "2 = 64, its size here"), (copy.deepcopy(net), "the sizes of this model")):
+        assert said + what in " ".join(str(autofit.analyze(net, torch.zeros(7, 10), base=base)).split())
+    assert said not in str(autofit.analyze(net, torch.zeros(7, 10), base=16))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5", "mixtral", "resnet"])
@@ -170,6 +204,10 @@ def test_explain_gives_source_lines() -> None:
         (("report", "gone.py:make"), 2, "no file"),
         (("report", "net.py:make", "--set", "depth=3"), 2, "unexpected keyword"),
         (("report", "hf:nope"), 2, "no configuration"),
+        (("report", "hf:gpt2", "--set", "n_layr=2"), 2, "did you mean n_layer?"),
+        (("report", "hf:gpt2", "--set", "n_layer=1", "--base-set", "n_embed=256"), 2, "did you mean n_embd?"),
+        (("report", "hf:gpt2", "--set", "n_layer=two"), 2, "expected int"),
+        (("report", "deep/net.py:make"), 0, "output"),
         (("report", "timm:nope"), 2, "timm:"),  # not installed here, or no such model
         (("report", "net.py:make", "--bogus"), 2, "--bogus"),
         (("frobnicate",), 2, "frobnicate"),

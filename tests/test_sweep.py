@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -66,7 +67,19 @@ def test_nothing_is_run_twice(tmp_path: Path) -> None:
     before = len(calls)
     again = autofit.sweep(count, GRID, widths=(32, 64), seeds=(0, 1), storage=url)
     assert len(calls) == before
-    assert again == found
+    assert replace(again, stored=found.stored) == found
+    assert (found.stored, again.stored) == (4, before - 1)
+    assert f"{before - 1} runs are from the storage" in str(again)
+
+
+def test_nothing_is_kept_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed train would get the losses of the one before."""
+    monkeypatch.chdir(tmp_path)
+    for best in (-6, -4):
+        found = autofit.sweep(lambda width, seed, lr, best=best: abs(math.log2(lr) - best), GRID, widths=(32, 64))
+        assert found.best["lr"] == min(GRID["lr"], key=lambda lr: abs(math.log2(lr) - best))
+        assert found.stored == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """

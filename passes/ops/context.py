@@ -23,6 +23,7 @@ class Context:
         of: axes of each value by node name.
         origin: ``"data"``, ``"weight"`` or ``"constant"`` by node name.
         bent: weight values that have passed a nonlinear op.
+        fed: values that depend on an input.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Context:
         self.of: dict[str, tuple[Any, ...]] = {}
         self.origin: dict[str, str] = {}
         self.bent: set[str] = set()
+        self.fed: set[str] = set()
         self.uses: list[Use] = []
         self.products: list[Product] = []
         self.evidence: list[Evidence] = []
