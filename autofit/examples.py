@@ -104,7 +104,10 @@ def beside(model: nn.Module, example: Example) -> Example:
     """The example with its tensors on ``meta`` where the whole model is there."""
     if not all(t.is_meta for t in (*model.parameters(), *model.buffers())):
         return example
-    args, kwargs = _pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (example.args, example.kwargs))
+    try:
+        args, kwargs = _pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (example.args, example.kwargs))
+    except RecursionError:
+        raise ExampleError("the example holds itself", todo="pass tensors in lists, tuples and dicts") from None
     return replace(example, args=args, kwargs=kwargs)
 
 

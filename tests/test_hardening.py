@@ -11,6 +11,7 @@ import math
 import os
 import random
 import re
+import subprocess
 import sys
 import threading
 import warnings
@@ -603,3 +604,37 @@ def test_every_error_is_exported() -> None:
     own = {n for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, autofit.AutofitError)}
     assert own <= set(autofit.__all__)
     assert all(getattr(autofit, name) is getattr(errors, name) for name in own)
+
+
+def test_a_weight_that_ends_the_process() -> None:
+    """In a process of its own, as it would be the end of this one."""
+    program = """
+import torch, autofit
+from torch import nn
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(5, 32, batch_first=True), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+model = Recurrent()
+model.lstm.weight_hh_l0 = nn.Parameter(torch.empty(0, 32))
+try:
+    autofit.muify(model, torch.zeros(2, 7, 5), base=16)
+except autofit.AutofitError as error:
+    print(type(error).__name__)
+print(torch.backends.mkldnn.enabled)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == str(torch.backends.mkldnn.enabled)
+    assert done.stdout.split()[0].endswith("Error")
+
+
+def test_an_example_that_holds_itself() -> None:
+    example: list[object] = [torch.zeros(2, 5)]
+    example.append(example)
+    refused(lambda: autofit.muify(nn.ReLU(), (example,)), autofit.ExampleError, "holds itself")
