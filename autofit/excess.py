@@ -108,14 +108,12 @@ class Numbers:
                 return
 
     def _is_of_width(self, value: float, base: float) -> bool:
-        """Whether a number differs for no other reason than width: not by depth, and not by a length."""
-        program, deeper = self.dims.program, self.growth.deeper
-        if not (deeper or program.inferred or program.recorded):
-            return True
+        """Whether a number differs as a power of a width does, and not by depth, by a length or by chance."""
+        deeper = self.growth.deeper
         return any(
             _near(value / base, d.ratio**e) and (not deeper or _near(value, d.size**e))
             for d in self.growth.dimensions
-            for e in EXPONENTS
+            for e in (*EXPONENTS, -0.25, 0.25)  # queries and keys share a root
             if d.grows
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -224,3 +225,19 @@ def test_a_model_edited_by_hand_is_told(name: str) -> None:
     assert {f.what for f in found.findings if f.name == weight} & {"init", "lr", "multiplier"}, str(found)
     row = next(r for r in found.rows if r.name == weight)
     assert max(abs(row.start or 0.0), abs(row.step or 0.0)) > 0.4
+
+
+def test_what_differs_by_chance_is_said_and_not_refused() -> None:
+    """A number that is another one in every run differs between two captures, and is no power of a width."""
+    runs = itertools.count()
+
+    class Drawn(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[1](torch.tanh(self[0](x) * (1.1 + 0.37 * next(runs))))
+
+    found = autofit.analyze(
+        Drawn(nn.Linear(5, 64), nn.Linear(64, 3)),
+        torch.randn(4, 5),
+        base=Drawn(nn.Linear(5, 16), nn.Linear(16, 3)),
+    )
+    assert any("a scale factor that no rule takes" in note for note in found.plan.notes)
