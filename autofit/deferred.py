@@ -501,10 +501,10 @@ def draw_all(
     Raises:
         PlanError: a tensor is still on ``meta``, nothing recorded gives it values, or a tie of shards is broken.
     """
-    modules = planned_modules(model, plan)
+    paths = planned_paths(model, plan)
+    modules = planned_modules(model, paths)
     for p in plan.parameters.values():
         _tie(modules, p.names)
-    paths = planned_paths(model, plan)
     targets = list(_distinct((planned_name(name, paths), t) for name, t in _named_tensors(model)))
     for name, t in targets:
         if t.is_meta:

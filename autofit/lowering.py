@@ -16,7 +16,7 @@ from autofit.cleanup import undone_on_failure
 from autofit.errors import LoweringError
 from autofit.plan import Fold, ParameterPlan, Plan
 from autofit.program import storage_key
-from autofit.unwrap import planned_modules
+from autofit.unwrap import planned_modules, planned_paths
 
 MARK = "_autofit"
 HANDLES = "_autofit_handles"
@@ -195,7 +195,7 @@ def require_installed(model: nn.Module, plan: Plan) -> None:
     Raises:
         LoweringError: a module was replaced after that, as ``resize_token_embeddings`` replaces a readout.
     """
-    modules = planned_modules(model, plan)
+    modules = planned_modules(model, planned_paths(model, plan))
     for p in plan.multiplied().values():
         for owner, _, name in (n.rpartition(".") for n in p.names):
             module = modules.get(owner)

@@ -33,10 +33,10 @@ def planned_paths(model: nn.Module, plan: Plan) -> dict[str, str]:
     return found
 
 
-def planned_modules(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    """Modules by their paths in the plan; of a wrapped one the module that is in the wrapper."""
+def planned_modules(model: nn.Module, paths: Mapping[str, str]) -> dict[str, nn.Module]:
+    """Modules by their paths in the plan, from `planned_paths`; of a wrapped one the module that is in the wrapper."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    return {there: modules[here] for here, there in planned_paths(model, plan).items()}
+    return {there: modules[here] for here, there in paths.items()}
 
 
 def require_unwrapped(model: nn.Module, plan: Plan) -> None:
